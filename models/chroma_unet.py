@@ -1,0 +1,107 @@
+"""The student family for dense prediction: a small U-Net that works at a part of the resolution.
+
+The input is folded by pixel unshuffle to 1/``reduction`` of its size, a residual U-Net predicts the output there, and
+a bilinear resize inside of the graph brings it back: full-resolution layers are what a small network spends its time
+on (chroma carries little detail; the lightness comes from the photo itself).
+
+All sizes are multiples of 16 channels by default, which fills a vector register in INT8.
+
+Source: own design; BasicBlock of He et al. 2016, pixel unshuffle of Shi et al. 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.errors import ConfigError, explain
+from models.layers import ConvNormAct
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a skip: (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = ConvNormAct(channels, channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return self.relu(self.norm2(self.conv2(self.conv1(x))) + x)
+
+
+class ChromaUNet(nn.Module):
+    """The network; see the module's docstring.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        reduction: The output is predicted at 1/reduction of the resolution: 1, 2, 4 or 8.
+        widths: Channels of each level, fine to coarse; each level halves the resolution.
+        depths: Residual blocks of each level of the encoder.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 2,
+        *,
+        reduction: int = 4,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        depths: Sequence[int] = (1, 1, 2, 2),
+    ) -> None:
+        super().__init__()
+        if reduction not in (1, 2, 4, 8):
+            raise ConfigError(explain("reduction", expected="1, 2, 4 or 8", got=reduction, fix="choose one of these"))
+        if len(widths) != len(depths) or not widths:
+            got = f"{len(widths)} widths and {len(depths)} depths"
+            raise ConfigError(explain("levels", expected="as many widths as depths", got=got, fix="give one each"))
+        self.reduction = reduction
+        self.stem = ConvNormAct(in_channels * reduction**2, widths[0])
+        self.encoder = nn.ModuleList()
+        self.down = nn.ModuleList()
+        for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+            if level:
+                self.down.append(ConvNormAct(widths[level - 1], width, stride=2))
+            self.encoder.append(nn.Sequential(*[ResidualBlock(width) for _ in range(depth)]))
+        self.lateral = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        for level in reversed(range(len(widths) - 1)):
+            self.lateral.append(ConvNormAct(widths[level + 1], widths[level], kernel_size=1))
+            self.decoder.append(ConvNormAct(2 * widths[level], widths[level]))
+        self.head = nn.Conv2d(widths[0], out_channels, 3, 1, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H, W); H and W multiples of reduction * 2^(levels - 1)."""
+        x = functional.pixel_unshuffle(input, self.reduction) if self.reduction > 1 else input
+        x = self.stem(x)
+        skips: list[Tensor] = []
+        for level, blocks in enumerate(self.encoder):
+            if level:
+                skips.append(x)
+                x = self.down[level - 1](x)
+            x = blocks(x)
+        for lateral, decoder in zip(self.lateral, self.decoder, strict=True):
+            up = functional.interpolate(lateral(x), scale_factor=2.0, mode="nearest")
+            x = decoder(torch.cat([up, skips.pop()], dim=1))
+        x = self.head(x)
+        if self.reduction == 1:
+            return x
+        return functional.interpolate(x, scale_factor=float(self.reduction), mode="bilinear", align_corners=False)
+
+
+def chroma_unet(
+    in_channels: int = 1,
+    out_channels: int = 2,
+    reduction: int = 4,
+    widths: Sequence[int] = (32, 64, 128, 256),
+    depths: Sequence[int] = (1, 1, 2, 2),
+) -> ChromaUNet:
+    """Build the student with random weights."""
+    return ChromaUNet(in_channels, out_channels, reduction=reduction, widths=widths, depths=depths)

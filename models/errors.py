@@ -1,0 +1,127 @@
+"""The exception tree of Pare. Every message says what was expected, what was got, and how to fix it.
+
+::
+
+    PareError                      exit status 1
+    ├── UsageError (ValueError)    exit status 2: the call itself is wrong
+    │   ├── ConfigError            a config value out of range or of the wrong kind
+    │   └── UnknownNameError       no such model, task, stage, target or metric (nearest name suggested)
+    ├── DataError                  photos: empty folder, nothing readable, one colour only
+    ├── CheckpointError            weights or artifact: truncated, altered, another architecture, a pickle
+    ├── InputSizeError             a height or width that the network cannot take
+    ├── MissingExtraError          an optional dependency is not installed (names the extra)
+    ├── UnsupportedError           the combination cannot be done; lists what can
+    ├── ExportError                a converter refused the network
+    ├── ParityError                the artifact does not compute what PyTorch computes
+    ├── TrainingError              NaN or infinite loss
+    ├── RunFolderError             an output folder that holds another run, or cannot be written
+    └── QualityGateError           an artifact lost more LPIPS than allowed
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+def explain(what: str, *, expected: object, got: object, fix: str) -> str:
+    """Build the text of an error: ``what: expected X, got Y; fix: Z``."""
+    return f"{what}: expected {expected}, got {got}; fix: {fix}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name closest to ``name``, or None when nothing is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+class PareError(Exception):
+    """Base of every error that Pare raises on purpose. The CLIs print it and exit with ``exit_status``."""
+
+    exit_status = 1
+
+
+class UsageError(PareError, ValueError):
+    """The call itself is wrong; nothing was started."""
+
+    exit_status = 2
+
+
+class ConfigError(UsageError):
+    """A config value is out of range or of the wrong kind."""
+
+
+class UnknownNameError(UsageError):
+    """No such model, task, stage, target or metric.
+
+    Args:
+        kind: What the name was meant to be, for example ``"model"``.
+        name: The name as given.
+        known: The names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, sorted(known)
+        close = nearest(name, self.known)
+        fix = f"use {close!r}" if close else "use one of these names"
+        super().__init__(explain(f"unknown {kind}", expected=" | ".join(self.known), got=repr(name), fix=fix))
+
+
+class DataError(PareError):
+    """Photos that cannot be used: an empty folder, nothing readable, one colour only."""
+
+
+class CheckpointError(PareError):
+    """Weights or an artifact that cannot be trusted: truncated, altered, another architecture, a pickle."""
+
+
+class InputSizeError(PareError):
+    """A height or width that the network cannot take."""
+
+
+class MissingExtraError(PareError):
+    """An optional dependency is not installed.
+
+    Args:
+        extra: The extra of ``pare`` that brings it, for example ``"coreml"``.
+        package: The module that could not be imported.
+    """
+
+    def __init__(self, extra: str, package: str) -> None:
+        self.extra, self.package = extra, package
+        fix = f"pip install 'pare[{extra}]'"
+        super().__init__(explain("missing dependency", expected=f"package {package!r}", got="not installed", fix=fix))
+
+
+class UnsupportedError(PareError):
+    """The combination cannot be done; the message lists what can."""
+
+
+class ExportError(PareError):
+    """A converter refused the network."""
+
+
+class ParityError(PareError):
+    """The artifact does not compute what PyTorch computes."""
+
+
+class TrainingError(PareError):
+    """The loss became NaN or infinite."""
+
+
+class RunFolderError(PareError):
+    """An output folder that holds another run, or that cannot be written."""
+
+
+class QualityGateError(PareError):
+    """An artifact lost more LPIPS than allowed."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module`` or raise MissingExtraError naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(extra, module) from error

@@ -1,0 +1,157 @@
+"""The tables of models and tasks: explicit rows, imported on use, duplicates rejected."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import CheckpointError, ConfigError, UnknownNameError, UsageError, explain
+from models.spec import ModelSpec, SizeRequirements, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from models.tasks.base import Task
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+_L = TensorSpec("input", ("N", 1, "H", "W"), value_range=(0.0, 1.0), color_space="cielab-l/100")
+_AB = TensorSpec("output", ("N", 2, "H", "W"), value_range=(-0.5, 0.5), color_space="cielab-ab/255")
+
+_MODEL_ROWS = (
+    ModelSpec(
+        name="resnet18_unet",
+        task="colorize",
+        factory="models.resnet18_unet:resnet18_unet",
+        inputs=(_L,),
+        outputs=(_AB,),
+        size=SizeRequirements(minimum=32, multiple_of=32),
+        student="chroma_unet",
+        weights="resnet18_unet.safetensors",
+        source="He et al. 2016; fastai DynamicUnet",
+    ),
+    ModelSpec(
+        name="chroma_unet",
+        task="colorize",
+        factory="models.chroma_unet:chroma_unet",
+        inputs=(_L,),
+        outputs=(_AB,),
+        size=SizeRequirements(minimum=32, multiple_of=32),
+        role="student",
+        weights="chroma_unet.safetensors",
+        source="Pare",
+    ),
+)
+_TASK_ROWS = (("colorize", "models.tasks.colorize:Colorize"),)
+
+
+def _table(rows: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    for name, row in rows:
+        if name in table:
+            raise ConfigError(explain("registry", expected="each name once", got=f"{name!r} twice", fix="rename one"))
+        table[name] = row
+    return table
+
+
+MODELS: Mapping[str, ModelSpec] = _table(tuple((row.name, row) for row in _MODEL_ROWS))
+TASKS: Mapping[str, str] = _table(_TASK_ROWS)
+
+
+def list_models() -> list[str]:
+    """Return the names of all models, sorted."""
+    return sorted(MODELS)
+
+
+def list_tasks() -> list[str]:
+    """Return the names of all tasks, sorted."""
+    return sorted(TASKS)
+
+
+def load_object(path: str) -> Any:
+    """Import ``"package.module:attribute"``.
+
+    Raises:
+        UsageError: The text has another form, or the module or the attribute does not exist.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise UsageError(explain("import path", expected="package.module:name", got=repr(path), fix="add the part"))
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        fix = "run where the module can be imported, or set PYTHONPATH"
+        raise UsageError(explain("import path", expected="a module", got=f"{path!r} ({error})", fix=fix)) from error
+    except AttributeError as error:
+        got = f"no {attribute!r} in {module_name!r}"
+        raise UsageError(explain("import path", expected="an attribute", got=got, fix="check its name")) from error
+
+
+def get_task(name: str) -> Task:
+    """Return the task ``name``, or the one built by ``"package.module:factory"``.
+
+    Raises:
+        UnknownNameError: No such task.
+    """
+    if name not in TASKS and ":" not in name:
+        raise UnknownNameError("task", name, TASKS)
+    task: Task = load_object(TASKS.get(name, name))()
+    return task
+
+
+def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
+    """Return the row of ``name``. For ``"package.module:factory"`` a row is made from the task (default ``colorize``).
+
+    Raises:
+        UnknownNameError: No such model.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if ":" not in name:
+        raise UnknownNameError("model", name, MODELS)
+    owner = get_task(task or "colorize")
+    row = getattr(load_object(name), "spec", None)
+    if isinstance(row, ModelSpec):
+        return row
+    return ModelSpec(
+        name=name,
+        task=task or "colorize",
+        factory=name,
+        inputs=owner.inputs,
+        outputs=owner.outputs,
+        size=SizeRequirements(minimum=32, multiple_of=32),
+        student="chroma_unet",
+        source="yours",
+        licence="yours",
+    )
+
+
+def create_model(name: str, pretrained: bool = False, *, weights: str | Path | None = None, **kwargs: Any) -> nn.Module:
+    """Build a network in eval mode.
+
+    Args:
+        name: Registry name, or ``"package.module:factory"``.
+        pretrained: Load the weights that ship with Pare.
+        weights: Load this file instead (safetensors, or a ``torch.save`` of tensors only).
+        kwargs: Keyword arguments of the factory, over the defaults of the row.
+
+    Raises:
+        UnknownNameError: No such model.
+        CheckpointError: The weights are missing, damaged, or of another architecture.
+    """
+    from models.artifact import load_network, load_weights
+
+    spec = get_spec(name)
+    if pretrained and weights is None:
+        if spec.weights is None or not (WEIGHTS / spec.weights).exists():
+            fix = "train it, or pass weights=FILE"
+            raise CheckpointError(explain(f"weights of {name!r}", expected="a shipped file", got="none", fix=fix))
+        if not kwargs:
+            return load_network(WEIGHTS / spec.weights)
+        weights = WEIGHTS / spec.weights
+    net: nn.Module = load_object(spec.factory)(**{**spec.defaults, **kwargs})
+    if weights is not None:
+        load_weights(net, Path(weights))
+    return net.eval()

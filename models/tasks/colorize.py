@@ -1,0 +1,47 @@
+"""Colorization: the lightness of a photo in, its two chroma channels out.
+
+Normalization: network input = L / 100 in [0, 1]; network output = (a, b) / 255, about [-0.42, 0.39], neutral at 0.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from models import color
+from models.spec import TensorSpec
+from models.tasks.base import Task
+
+_CHROMA_KNEE = 33.0 / color.AB_SCALE
+
+
+class Colorize(Task):
+    """RGB -> CIELab; L/100 in, ab/255 out; rendered by joining both and clipping to the sRGB gamut."""
+
+    name: ClassVar[str] = "colorize"
+    inputs: ClassVar[tuple[TensorSpec, ...]] = (
+        TensorSpec("input", ("N", 1, "H", "W"), value_range=(0.0, 1.0), color_space="cielab-l/100"),
+    )
+    outputs: ClassVar[tuple[TensorSpec, ...]] = (
+        TensorSpec("output", ("N", 2, "H", "W"), value_range=(-0.5, 0.5), color_space="cielab-ab/255"),
+    )
+    metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e", "colourfulness")
+    output_scale: ClassVar[float] = 1 / color.AB_SCALE
+    do_nothing: ClassVar[str] = "the photo without its chroma"
+
+    def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """Photos (N, 3, H, W) in [0, 1] -> L/100 (N, 1, H, W) and ab/255 (N, 2, H, W)."""
+        return color.normalize_lab(color.rgb_to_lab(color.check_rgb(rgb).float()))
+
+    def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """L/100 (N, 1, H, W) and ab/255 (N, 2, H, W) -> RGB (N, 3, H, W) in [0, 1]."""
+        return color.lab_to_rgb(color.denormalize_lab(inputs.float(), outputs.float()))
+
+    def baseline(self, inputs: Tensor) -> Tensor:
+        """No chroma: zeros (N, 2, H, W)."""
+        return inputs.new_zeros(inputs.shape[0], 2, *inputs.shape[2:])
+
+    def loss_weight(self, target: Tensor) -> Tensor:
+        """Weigh a pixel by its chroma, 1 + |ab| / 33 / 2: plain regression would give sepia. (N, 1, H, W)."""
+        return 1 + 0.5 * target.norm(dim=1, keepdim=True) / _CHROMA_KNEE
