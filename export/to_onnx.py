@@ -1,0 +1,332 @@
+"""The ONNX target, and the one float graph that OpenVINO and TensorRT start from too.
+
+``torch.onnx.export`` (the torch.export based exporter) on the network with its BatchNorms folded, simplified by
+onnxslim, checked by ``onnx.checker``. Weights keep their torch names, and the node of a layer is named after its
+module, so that "keep ``head`` in higher precision" means the same in every dialect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.contract import Contract, contract_of, embedded
+from export.files import check_output, write_bytes
+from export.registry import get_target
+from models.artifact import Artifact, load_network
+from models.errors import ExportError, UsageError, explain, require
+from models.progress import NULL_PROGRESS, Progress
+from models.spec import ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from export.quantization import Dialect, Quantization
+    from export.target import Runner
+
+OPSET = 18
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def export(
+    artifact: Artifact,
+    output: Path,
+    *,
+    precision: Precision = Precision.FP32,
+    input_size: tuple[int, int] = (256, 256),
+    dynamic: bool = False,
+    quantization: Quantization | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress = NULL_PROGRESS,
+) -> Artifact:
+    """Convert a ``torch`` artifact to ONNX.
+
+    Args:
+        artifact: Where to start.
+        output: File to write, ``.onnx``.
+        precision: fp32; fp16 (cast in the graph, FP32 in and out, ops that overflow kept); int8 (QDQ, needs
+            ``quantization``).
+        input_size: Height and width, pixels; of a dynamic graph only the size that it is traced at.
+        dynamic: Leave batch, height and width open.
+        quantization: Calibration record; None takes the one in ``artifact.metadata``.
+        options: See ``export.registry``.
+        progress: Where to report.
+
+    Raises:
+        UsageError: An option or a suffix that the target does not have.
+        UnsupportedError: The target has no such precision.
+        InputSizeError: The network cannot take ``input_size``.
+        ExportError: The exporter refused the network.
+    """
+    target = get_target("onnx")
+    target.check_precision(precision)
+    output = check_output(output, target)
+    given = target.check_options(options)
+    contract = contract_of(artifact, precision=precision, input_size=input_size, dynamic=dynamic)
+    with progress.track(f"ONNX {precision}", total=3) as bar:
+        model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=int(given.get("opset", OPSET)))
+        bar.advance()
+        notes: dict[str, Any] = {}
+        if precision is Precision.FP16:
+            from export.onnx_half import to_half
+
+            model, kept = to_half(model, contract, keep=tuple(given.get("keep_fp32", ())))
+            notes["kept_fp32"] = kept
+        elif precision is Precision.INT8:
+            record = record_of(artifact, quantization)
+            model = lower(model, record, "onnxruntime")
+            notes["quantization"] = record.to_json(output.parent)
+        bar.advance()
+        created = write_onnx(model, output, artifact=artifact, contract=contract, metadata=notes)
+        if given.get("ort"):
+            write_ort(created.path)
+        bar.advance()
+    return created
+
+
+def record_of(artifact: Artifact, given: Quantization | None) -> Quantization:
+    """Return the calibration record to lower: the one given, else the one that ``artifact`` carries.
+
+    Raises:
+        UsageError: There is none.
+    """
+    from export.quantization import quantization_of
+
+    record = given if given is not None else quantization_of(artifact)
+    if record is None:
+        fix = "run `python -m optimize quantize` first, and export its artifact"
+        raise UsageError(explain("int8 export", expected="an artifact with a calibration record", got="none", fix=fix))
+    return record
+
+
+def lower(model: ModelProto, record: Quantization, dialect: Dialect) -> ModelProto:
+    """Insert the quantize and dequantize nodes of ``record`` in the dialect of ``onnxruntime`` or ``tensorrt``."""
+    from export.quantization import lower_qdq
+
+    with quiet():
+        return lower_qdq(model, record, dialect, layer_nodes(model))
+
+
+def float_onnx(
+    artifact: Artifact, *, input_size: tuple[int, int] = (256, 256), dynamic: bool = False, opset: int = OPSET
+) -> ModelProto:
+    """Return the FP32 ONNX graph of a ``torch`` artifact: BatchNorm folded, simplified and checked.
+
+    The graph of the same artifact and arguments is computed once in a process.
+
+    Raises:
+        UsageError: ``opset`` is older than 17.
+        InputSizeError: The network cannot take ``input_size``.
+        ExportError: The exporter refused the network.
+    """
+    onnx = require("onnx", "onnx")
+    if opset < 17:
+        raise UsageError(explain("opset", expected="17 or later", got=opset, fix=f"use {OPSET}"))
+    content = _float_bytes(artifact.path, artifact.sha256, input_size, dynamic, opset)
+    model: ModelProto = onnx.load_from_string(content)
+    return model
+
+
+@lru_cache(maxsize=4)
+def _float_bytes(path: Path, sha256: str, input_size: tuple[int, int], dynamic: bool, opset: int) -> bytes:
+    from models.registry import get_spec
+
+    artifact = Artifact.load(path)
+    spec = get_spec(artifact.model, task=artifact.task)
+    spec.size.check(*input_size)
+    model = _trace(artifact, spec, input_size, dynamic, opset)
+    return _tidy(model, spec).SerializeToString()
+
+
+def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: bool, opset: int) -> ModelProto:
+    import torch
+
+    from export.fuse import fold_batch_norm
+
+    require("onnxscript", "onnx")
+    net = fold_batch_norm(load_network(artifact).float())
+    samples, shapes = _samples(spec, size, dynamic)
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                net,
+                samples,
+                dynamo=True,
+                opset_version=opset,
+                input_names=[item.name for item in spec.inputs],
+                output_names=[item.name for item in spec.outputs],
+                dynamic_shapes=shapes if dynamic else None,
+                custom_translation_table=_translations(),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises its own and torch's exceptions
+        fix = (
+            "export with a fixed size (without --dynamic)" if dynamic else "see the message; write the layer otherwise"
+        )
+        got = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(
+            explain(f"ONNX export of {artifact.model}", expected="a traceable network", got=got, fix=fix)
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _samples(spec: ModelSpec, size: tuple[int, int], dynamic: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return example inputs, and their open dimensions: N, and H and W as multiples of what the network needs."""
+    import torch
+    from torch.export import Dim
+
+    step = spec.size.multiple_of
+    least = max(1, -(-spec.size.minimum // step))
+    rows, columns = (Dim(name, min=least) for name in ("rows", "columns"))
+    dims = {"N": Dim("N"), "H": step * rows if step > 1 else rows, "W": step * columns if step > 1 else columns}
+    # An example side of 1 step would be taken for a constant, so a dynamic graph is traced at two steps or more.
+    floor = 2 * step if dynamic else 0
+    sides = {"N": 2 if dynamic else 1, "H": max(size[0], floor), "W": max(size[1], floor)}
+    samples, shapes = [], []
+    for item in spec.inputs:
+        shape = [sides.get(side, 1) if isinstance(side, str) else side for side in item.shape]
+        low, high = item.value_range or (0.0, 1.0)
+        samples.append(low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(0)))
+        shapes.append({axis: dims[side] for axis, side in enumerate(item.shape) if isinstance(side, str)})
+    return tuple(samples), tuple(shapes)
+
+
+def _translations() -> dict[Any, Any]:
+    """Return our own translation of pixel unshuffle: one SpaceToDepth in place of computed reshapes."""
+    import torch
+
+    op = require("onnxscript", "onnx").opset18
+
+    def pixel_unshuffle(x: Any, downscale_factor: int) -> Any:
+        folded = op.SpaceToDepth(x, blocksize=downscale_factor)
+        channels = int(x.shape[1])
+        if channels == 1:
+            return folded
+        # ONNX puts the position first and the channel last; torch the channel first.
+        order = [place * channels + c for c in range(channels) for place in range(downscale_factor**2)]
+        return op.Gather(folded, op.Constant(value_ints=order), axis=1)
+
+    return {torch.ops.aten.pixel_unshuffle.default: pixel_unshuffle}
+
+
+def _tidy(model: ModelProto, spec: ModelSpec) -> ModelProto:
+    """Simplify, drop what the exporter noted about the source code, name dimensions and layer nodes, check."""
+    onnx, onnxslim = require("onnx", "onnx"), require("onnxslim", "onnx")
+    with quiet():
+        model = onnxslim.slim(model)
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    for field in ("metadata_props", "functions", "doc_string"):
+        model.ClearField(field)
+    for field in ("metadata_props", "doc_string", "value_info"):
+        model.graph.ClearField(field)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    for values, specs in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+        for value, item in zip(values, specs, strict=True):
+            for dim, side in zip(value.type.tensor_type.shape.dim, item.shape, strict=True):
+                if not dim.HasField("dim_value"):
+                    dim.dim_param = str(side)
+    names = layer_nodes(model)
+    renamed = {node: module for module, node in names.items()}
+    for index, node in enumerate(model.graph.node):
+        node.name = renamed.get(node.name, f"{node.op_type.lower()}_{index}")
+    model.graph.name = spec.name
+    model.producer_name, model.producer_version = "pare", ""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:
+        fix = "report it with the network"
+        raise ExportError(explain("onnx.checker", expected="a valid graph", got=error, fix=fix)) from error
+    return model
+
+
+def layer_nodes(model: ModelProto) -> dict[str, str]:
+    """Return {torch module name: node name} of the layers with a weight in a float graph of ``float_onnx``."""
+    weights = {item.name for item in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in _LAYERS:
+            for name in node.input:
+                if name in weights and name.endswith(".weight"):
+                    found[name.removesuffix(".weight")] = node.name
+    return found
+
+
+def write_onnx(
+    model: ModelProto,
+    output: Path,
+    *,
+    artifact: Artifact,
+    contract: Contract,
+    metadata: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Write ``model`` with its contract inside, and the sidecar."""
+    onnx = require("onnx", "onnx")
+    onnx.helper.set_model_props(model, embedded(contract, artifact))
+    write_bytes(output, model.SerializeToString())
+    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    content = {"contract": contract.to_json(), "opset": opset, "nodes": len(model.graph.node), **(metadata or {})}
+    return Artifact.create(output, format="onnx", parent=artifact, precision=contract.precision, metadata=content)
+
+
+def write_ort(path: Path) -> Path:
+    """Write ``FILE.ort``, the flat-buffer format of ONNX Runtime Mobile, beside ``path`` and return its path.
+
+    Raises:
+        ExportError: The converter failed.
+    """
+    ort = require("onnxruntime", "onnx")
+    output = path.with_suffix(".ort")
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(output)
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.add_session_config_entry("session.save_model_format", "ORT")
+    settings.log_severity_level = 3
+    try:
+        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises its own exceptions, which share no base class
+        fix = "export with another precision, or leave out the option ort"
+        raise ExportError(explain(f"{output.name}", expected="an .ort file", got=error, fix=fix)) from error
+    return output
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' own warnings and prints away from the user's terminal."""
+    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxslim", "torch", "ONNXSlim")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def open_runner(path: Path, *, device: str = "cpu", threads: int | None = None) -> Runner:
+    """Load an ONNX artifact in ONNX Runtime; see ``export.open_runner``."""
+    from export.ort_runner import OrtRunner
+
+    return OrtRunner(path, device=device, threads=threads)
+
+
+def can_run(device: str) -> str | None:
+    """Return None where ONNX Runtime runs on ``device`` here, else the reason why not."""
+    from export.ort_runner import why_not
+
+    return why_not(device)

@@ -1,0 +1,79 @@
+"""The reference: the network in PyTorch, eager FP32, as it was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from export.registry import list_targets
+from export.target import CheckedRunner, timed_load
+from models.artifact import Artifact, load_network
+from models.errors import UnsupportedError, explain
+from models.registry import get_spec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class TorchRunner(CheckedRunner):
+    """A ``torch`` artifact in eager mode, FP32. ``threads`` is set for the whole process and put back on close."""
+
+    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+        artifact = Artifact.load(path)
+        spec = get_spec(artifact.model, task=artifact.task)
+        runtime = f"torch {torch.__version__}"
+        super().__init__(
+            inputs=spec.inputs,
+            outputs=spec.outputs,
+            size=spec.size,
+            device=device,
+            runtime=runtime,
+            threads=threads or torch.get_num_threads(),
+        )
+        self._before = torch.get_num_threads()
+        if threads:
+            torch.set_num_threads(threads)
+        self._net, self.load_ms = timed_load(lambda: load_network(artifact).to(device))
+
+    def _run(self, feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self.device) for spec in self.inputs]
+        with torch.inference_mode():
+            answer = self._net(*tensors)
+        answers = answer if isinstance(answer, (tuple, list)) else (answer,)
+        return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, answers, strict=True)}
+
+    def close(self) -> None:
+        """Drop the network and put the process's number of threads back."""
+        if self._is_open:
+            torch.set_num_threads(self._before)
+            del self._net
+        super().close()
+
+
+def open_runner(path: Path, *, device: str = "cpu", threads: int | None = None) -> TorchRunner:
+    """Load a ``torch`` artifact; see ``export.open_runner``."""
+    if reason := can_run(device):
+        fix = "use --device cpu"
+        raise UnsupportedError(explain("torch", expected=f"device {device}", got=reason, fix=fix))
+    return TorchRunner(path, device=device, threads=threads)
+
+
+def can_run(device: str) -> str | None:
+    """Return None where PyTorch runs on ``device`` here, else the reason why not."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA GPU, or a CPU build of torch"
+    return None
+
+
+def export(artifact: Artifact, output: Path, **_: Any) -> Artifact:
+    """Refuse: a ``torch`` artifact is where exports start.
+
+    Raises:
+        UnsupportedError: Always.
+    """
+    fix = "the .safetensors is the torch artifact already"
+    raise UnsupportedError(explain("export", expected=" | ".join(list_targets()), got="torch", fix=fix))
