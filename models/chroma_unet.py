@@ -70,6 +70,7 @@ class ChromaUNet(nn.Module):
             if level:
                 self.down.append(ConvNormAct(widths[level - 1], width, stride=2))
             self.encoder.append(nn.Sequential(*[ResidualBlock(width) for _ in range(depth)]))
+        self.bottleneck = nn.Identity()
         self.lateral = nn.ModuleList()
         self.decoder = nn.ModuleList()
         for level in reversed(range(len(widths) - 1)):
@@ -87,6 +88,7 @@ class ChromaUNet(nn.Module):
                 skips.append(x)
                 x = self.down[level - 1](x)
             x = blocks(x)
+        x = self.bottleneck(x)
         for lateral, decoder in zip(self.lateral, self.decoder, strict=True):
             up = functional.interpolate(lateral(x), scale_factor=2.0, mode="nearest")
             x = decoder(torch.cat([up, skips.pop()], dim=1))

@@ -3,7 +3,7 @@
 Input L (N, 1, H, W), a 1-to-3 convolution, the ResNet18 of torchvision without its head (state_dict names
 ``encoder.conv1.weight``, ``encoder.layer1.0.conv1.weight``, ...), then four decoder blocks that upsample by pixel
 shuffle, concatenate the encoder's features of that size, and convolve twice; a last pixel shuffle to full size, the
-input joined, a residual block, and a 1x1 convolution to the output channels. Height and width: multiples of 32.
+input joined, two convolutions, and a 1x1 convolution to the output channels. Height and width: multiples of 32.
 
 Source: He et al. 2016 (ResNet); Shi et al. 2016 (pixel shuffle); fastai's DynamicUnet (layout of the decoder).
 """
@@ -94,7 +94,6 @@ class ResNet18UNet(nn.Module):
         w = width
         self.stem = nn.Conv2d(in_channels, 3, 1)
         self.encoder = ResNet18Encoder(w)
-        self.bridge = nn.Sequential(ConvNormAct(8 * w, 8 * w))
         self.decoder = nn.ModuleList(
             [
                 DecoderBlock(8 * w, 4 * w, 4 * w),
@@ -103,9 +102,9 @@ class ResNet18UNet(nn.Module):
                 DecoderBlock(w, w, w // 2),
             ]
         )
-        self.last_up = PixelShuffleUpsample(w // 2, w // 4)
-        self.refine = nn.Sequential(ConvNormAct(w // 4 + in_channels, w // 4), ConvNormAct(w // 4, w // 4))
-        self.head = nn.Conv2d(w // 4, out_channels, 1)
+        self.last_up = PixelShuffleUpsample(w // 2, w // 2)
+        self.refine = nn.Sequential(ConvNormAct(w // 2 + in_channels, w // 2), ConvNormAct(w // 2, w // 2))
+        self.head = nn.Conv2d(w // 2, out_channels, 1)
         for module in self.modules():
             if isinstance(module, PixelShuffleUpsample):
                 icnr_(module.conv.weight, module.scale)
@@ -113,7 +112,7 @@ class ResNet18UNet(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
         x0, x1, x2, x3, x4 = self.encoder(self.stem(input))
-        x = self.bridge(x4)
+        x = x4
         for block, skip in zip(self.decoder, (x3, x2, x1, x0), strict=True):
             x = block(x, skip)
         x = torch.cat([self.last_up(x), input], dim=1)

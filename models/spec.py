@@ -112,6 +112,7 @@ class ModelSpec:
         controls: Strength knobs.
         role: ``teacher`` or ``student``.
         student: Registry name of the default student of a teacher.
+        feature: Name of the submodule whose output (N, C, h, w) distillation matches, or None.
         weights: File name in ``models/weights`` of the shipped checkpoint, or None.
         source: Paper or repository of the architecture.
         licence: Licence of the shipped weights.
@@ -127,6 +128,7 @@ class ModelSpec:
     controls: tuple[Control, ...] = ()
     role: Literal["teacher", "student"] = "teacher"
     student: str | None = None
+    feature: str | None = None
     weights: str | None = None
     source: str = ""
     licence: str = "Apache-2.0"

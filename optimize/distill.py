@@ -1,0 +1,293 @@
+"""Distil a teacher into a small student: its answers, its features, and LPIPS on the rendered RGB.
+
+Source: Hinton et al. 2015 (distillation); Romero et al. 2015 (feature hints); the colorization report's ``kl_mse``.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.artifact import Artifact, load_network, save_network
+from models.errors import ConfigError, UnsupportedError, explain
+from models.registry import WEIGHTS, create_model, get_spec, get_task
+from optimize.data import to_float
+from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
+from optimize.loop import Fit, FitConfig, Phase, run_fit
+from optimize.losses import feature_loss, kl_mse, pixel_loss
+from optimize.teacher_answers import AnswerConfig, Answers, compute_answers
+
+if TYPE_CHECKING:
+    from models.tasks.base import Task
+    from optimize.stage import StageContext
+
+_JUDGES = 24
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How to distil.
+
+    Attributes:
+        student: Registry name or ``"package.module:factory"``; None takes the teacher's default student.
+        student_kwargs: Arguments of its factory: width, depth, internal resolution.
+        from_scratch: Do not start from the shipped student.
+        fit: Sizes, epochs, rates. Crops are cached with the teacher's answers, so ``repeat`` and ``min_area`` are of
+            the cache.
+        loss: ``regression`` (the weights below) or ``kl_mse`` (the source's formula).
+        output_weight: Weight of the L1 distance to the teacher's output.
+        truth_weight: Weight of the Huber distance to the ground truth, weighted by the task.
+        feature_weight: Weight of feature matching; needs ``feature`` in the specs of both networks.
+        perceptual_weight: Weight of LPIPS on rendered RGB.
+        perceptual_target: LPIPS to the ``truth`` or to what the ``teacher`` renders.
+        lpips_net: Which LPIPS the loss uses.
+        alpha: Share of the teacher in ``kl_mse``.
+        temperature: Of ``kl_mse``.
+        axis: Axis of the softmax of ``kl_mse``; 1: channels.
+        keep_best: Keep the start when the result is further from the teacher on photos held out of the training.
+    """
+
+    student: str | None = None
+    student_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    from_scratch: bool = False
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(phases=(Phase(192, 40, 8),), learning_rate=1e-4, max_minutes=1.0, repeat=16)
+    )
+    loss: Literal["regression", "kl_mse"] = "regression"
+    output_weight: float = 1.0
+    truth_weight: float = 0.3
+    feature_weight: float = 0.1
+    perceptual_weight: float = 3.0
+    perceptual_target: Literal["truth", "teacher"] = "truth"
+    lpips_net: str = "lite"
+    alpha: float = 0.5
+    temperature: float = 4.0
+    axis: int = 1
+    keep_best: bool = True
+
+    def __post_init__(self) -> None:
+        weights = (self.output_weight, self.truth_weight, self.feature_weight, self.perceptual_weight)
+        if min(weights) < 0 or max(weights) == 0:
+            expected = "weights of 0 or more, one above 0"
+            raise ConfigError(explain("distillation losses", expected=expected, got=weights, fix="change the recipe"))
+        if not 0 <= self.alpha <= 1 or self.temperature <= 0:
+            got = f"alpha {self.alpha}, temperature {self.temperature}"
+            expected = "alpha in [0, 1], temperature above 0"
+            raise ConfigError(explain("kl_mse", expected=expected, got=got, fix="change the recipe"))
+
+
+class DistillStep:
+    """The losses of one batch of crops and teacher answers."""
+
+    def __init__(self, fit: Fit, task: Task, config: DistillConfig, tap: FeatureTap, weights: Path | None) -> None:
+        self.fit, self.task, self.config, self.tap = fit, task, config, tap
+        self.perceptual: nn.Module | None = None
+        if config.perceptual_weight and config.loss == "regression":
+            from benchmarks.metrics.lpips import load_lpips
+
+            self.perceptual = load_lpips(config.lpips_net, weights).to(fit.accelerator.device)
+
+    def __call__(self, batch: tuple[Tensor, Tensor, Tensor], fraction: float) -> Mapping[str, Tensor]:
+        """(crops uint8 (N, 3, S, S), teacher output fp16, teacher feature fp16) -> ``loss`` and its parts."""
+        rgb, answer, feature = to_float(batch[0]), batch[1].float(), batch[2]
+        inputs, target = self.task.prepare(rgb)
+        output = self.fit.net(inputs).float()
+        config, task = self.config, self.task
+        if config.loss == "kl_mse":
+            step = task.output_scale * 100
+            parts = {"temperature": config.temperature, "alpha": config.alpha, "axis": config.axis}
+            return {"loss": kl_mse(output / step, answer / step, target / step, **parts)}  # type: ignore[arg-type]
+        values = {"output": pixel_loss(output, answer, kind="l1", scale=task.output_scale)}
+        loss = config.output_weight * values["output"]
+        if config.truth_weight:
+            weight = task.loss_weight(target)
+            values["truth"] = pixel_loss(output, target, kind="huber", scale=task.output_scale, weight=weight)
+            loss = loss + config.truth_weight * values["truth"]
+        if self.fit.extras is not None:
+            values["feature"] = feature_loss(self.fit.extras(self.tap.value()).float(), feature.float())
+            loss = loss + config.feature_weight * values["feature"]
+        if self.perceptual is not None:
+            wanted = rgb if config.perceptual_target == "truth" else task.render(inputs, answer)
+            with self.fit.accelerator.autocast():
+                values["lpips"] = self.perceptual(task.render(inputs, output), wanted).float().mean()
+            loss = loss + config.perceptual_weight * values["lpips"]
+        return {"loss": loss, **values}
+
+
+class FeatureTap:
+    """Keeps what the submodule ``name`` of a network computed last."""
+
+    def __init__(self, net: nn.Module, name: str | None) -> None:
+        self._value: Tensor | None = None
+        if name is not None:
+            net.get_submodule(name).register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._value = output
+
+    def value(self) -> Tensor:
+        """Return the feature (N, F, h, w) of the last forward pass."""
+        if self._value is None:
+            fix = "set ModelSpec.feature to a submodule that the forward pass uses, or feature_weight to 0"
+            raise UnsupportedError(explain("student feature", expected="a tensor", got="none", fix=fix))
+        return self._value
+
+    @torch.no_grad()
+    def channels(self, net: nn.Module, inputs: Tensor) -> int:
+        """Run ``net`` once on ``inputs`` and return the channels of the feature."""
+        net.eval()(inputs)
+        return int(self.value().shape[1])
+
+
+def distill_network(
+    student: nn.Module,
+    teacher: Artifact,
+    config: DistillConfig,
+    data: StageContext,
+    out: Path,
+    *,
+    feature: str | None = None,
+    description: str = "Distilling",
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train ``student`` on the teacher's answers.
+
+    Args:
+        student: Network of the teacher's task; trained in place.
+        teacher: Artifact of format ``torch``.
+        config: Losses and schedule.
+        data: Photos, progress, LPIPS.
+        out: Folder of the checkpoint and, unless ``data.cache`` is set, of the cached answers.
+        feature: Submodule of the student whose output is matched with the teacher's.
+        description: What the progress bar says.
+
+    Returns:
+        The averaged network in eval mode, and a JSON-ready account (runtime of the teacher, seconds, steps).
+    """
+    task = get_task(teacher.task)
+    answers = {size: _answers(teacher, config, data, size, out) for size in {p.size for p in config.fit.phases}}
+    some = next(iter(answers.values()))
+    matched = feature if config.feature_weight and config.loss == "regression" and some.feature_channels else None
+    tap, projection = FeatureTap(student, matched), None
+    if matched is not None:
+        sample = task.prepare(to_float(some[0][0][None]))[0]
+        projection = nn.Conv2d(tap.channels(student, sample), some.feature_channels, 1)
+    fit = Fit(student, config.fit, checkpoint=out / "distill.checkpoint.safetensors", extras=projection)
+    if fit.resume():
+        data.progress.note(f"Resuming at step {fit.step}")
+    step = DistillStep(fit, task, config, tap, data.lpips_weights)
+    run_fit(fit, lambda phase: answers[phase.size], step, description=description, progress=data.progress)
+    account = {"teacher_runtime": some.runtime, "steps": fit.step, "seconds": round(fit.seconds, 1)}
+    return fit.ema.net, {**account, "feature_matched": matched}
+
+
+def _answers(teacher: Artifact, config: DistillConfig, data: StageContext, size: int, out: Path) -> Answers:
+    fc = config.fit
+    wanted = AnswerConfig(
+        size=size,
+        views=fc.repeat,
+        seed=fc.seed,
+        min_area=fc.min_area,
+        tone_jitter=fc.tone_jitter,
+        features=bool(config.feature_weight) and config.loss == "regression",
+    )
+    return compute_answers(teacher, data.train, wanted, cache=data.cache or out / "cache", progress=data.progress)
+
+
+def start_student(config: DistillConfig, teacher: Artifact) -> tuple[nn.Module, str, str]:
+    """Return the student to start from, its registry name, and ``shipped`` or ``scratch``.
+
+    Only the unchanged shipped teacher has a shipped student.
+    """
+    spec = get_spec(teacher.model, task=teacher.task)
+    name = config.student or spec.student
+    if name is None:
+        fix = "pass --student"
+        raise ConfigError(explain("student", expected="a model name", got=f"none for {teacher.model}", fix=fix))
+    row = get_spec(name, task=teacher.task)
+    shipped = spec.weights is not None and (WEIGHTS / spec.weights).exists()
+    ours = shipped and Artifact.load(WEIGHTS / str(spec.weights)).sha256 == teacher.sha256
+    has_weights = row.weights is not None and (WEIGHTS / row.weights).exists()
+    if ours and has_weights and name == spec.student and not config.from_scratch and not config.student_kwargs:
+        return create_model(name, pretrained=True), name, "shipped"
+    torch.manual_seed(config.fit.seed)
+    inputs, outputs = spec.inputs[0].shape[1], spec.outputs[0].shape[1]
+    kwargs = {"in_channels": inputs, "out_channels": outputs, **config.student_kwargs}
+    return create_model(name, **(kwargs if name == "chroma_unet" else config.student_kwargs)), name, "scratch"
+
+
+def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, out: Path) -> Artifact:
+    """Distil ``artifact`` into a student: ``out/student.safetensors``.
+
+    The metadata say where the student started (``shipped`` or ``scratch``), what the teacher and the student reach on
+    the evaluation photos, and whether the start was kept.
+
+    Raises:
+        TrainingError: The loss became NaN.
+    """
+    if artifact is None:
+        raise ConfigError(explain("distill", expected="a teacher artifact", got="none", fix="pass --teacher"))
+    started = time.time()
+    task = get_task(artifact.task)
+    student, name, start = start_student(config, artifact)
+    data.progress.note(f"Student {name} starts from {'the shipped weights' if start == 'shipped' else 'scratch'}")
+    before = copy.deepcopy(student)
+    feature = get_spec(name, task=artifact.task).feature
+    held = replace(data, train=data.train) if len(data.train) < 4 else replace(data, train=data.train[:-_held(data)])
+    student, account = distill_network(student, artifact, config, held, out, feature=feature)
+    judges = load_photos(data.train[-_held(data) :], data.input_size[0])
+    kept = "result"
+    if config.keep_best and start == "shipped":
+        gaps = {label: _gap(net, artifact, task, judges, data) for label, net in (("before", before), ("after", student))}
+        account["lpips_to_teacher_held_out"] = gaps
+        if gaps["after"] > gaps["before"]:
+            student, kept = before, "start"
+            data.progress.note(f"Kept the start: LPIPS to the teacher {gaps['before']:.4f} against {gaps['after']:.4f}")
+    rgb = load_photos(data.eval, data.input_size[0], limit=48)
+    options = {"lpips_net": data.lpips_net, "lpips_weights": data.lpips_weights}
+    scores = {
+        "lpips_net": data.lpips_net,
+        "teacher": evaluate(load_network(artifact), task, rgb, **options),
+        "student": evaluate(student, task, rgb, **options),
+    }
+    row = get_spec(name, task=artifact.task)
+    kwargs = dict(config.student_kwargs) if start == "scratch" else {}
+    return save_network(
+        student,
+        out / "student.safetensors",
+        model=name,
+        task=row.task,
+        stages=(*artifact.stages, "distill"),
+        parent=artifact,
+        model_kwargs=kwargs,
+        metadata={
+            "start": start,
+            "kept": kept,
+            "recipe": asdict(config),
+            "scores": scores,
+            "account": account,
+            "photos": len(held.train),
+            "wall_seconds": round(time.time() - started, 1),
+        },
+    )
+
+
+def _held(data: StageContext) -> int:
+    """Photos of the training set that are held out to judge: a tenth, 1 to 24."""
+    return min(max(len(data.train) // 10, 1), _JUDGES)
+
+
+def _gap(net: nn.Module, teacher: Artifact, task: Task, rgb: Tensor, data: StageContext) -> float:
+    wanted = render_all(load_network(teacher), task, rgb)
+    preds = render_all(net, task, rgb)
+    return float(lpips_all(preds, wanted, net=data.lpips_net, weights=data.lpips_weights).mean())
+
+
+name = "distill"
+config_type = DistillConfig

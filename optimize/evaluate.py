@@ -1,0 +1,85 @@
+"""Quality of a network on held-out photos."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.metrics import lpips, psnr
+from models.photos import centre_square, to_batch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from models.photos import PhotoSet
+    from models.tasks.base import Task
+
+
+def load_photos(photos: PhotoSet, size: int, *, limit: int | None = None) -> Tensor:
+    """Decode up to ``limit`` photos as centre squares: (N, 3, size, size) in [0, 1]."""
+    count = len(photos) if limit is None else min(limit, len(photos))
+    return to_batch([centre_square(photos.load(index), size) for index in range(count)])
+
+
+@torch.inference_mode()
+def render_all(net: nn.Module, task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
+    """Run ``net`` over photos (N, 3, H, W) and render: RGB (N, 3, H, W) in [0, 1]. Restores train or eval mode."""
+    training = net.training
+    net.eval()
+    rendered = []
+    for part in rgb.split(batch_size):
+        inputs, _ = task.prepare(part)
+        rendered.append(task.render(inputs, net(inputs)))
+    net.train(training)
+    return torch.cat(rendered)
+
+
+@torch.inference_mode()
+def lpips_all(preds: Tensor, target: Tensor, *, net: str, weights: Path | None, batch_size: int = 8) -> Tensor:
+    """LPIPS of photos (N, 3, H, W) in batches: (N,)."""
+    pairs = zip(preds.split(batch_size), target.split(batch_size), strict=True)
+    return torch.cat([lpips(a, b, net=net, weights=weights) for a, b in pairs])
+
+
+@torch.inference_mode()
+def evaluate(
+    net: nn.Module,
+    task: Task,
+    rgb: Tensor,
+    *,
+    lpips_net: str = "lite",
+    lpips_weights: Path | None = None,
+    batch_size: int = 8,
+) -> dict[str, float]:
+    """Measure a network against the ground truth.
+
+    Args:
+        net: Network of ``task``.
+        task: How photos become input and output becomes RGB.
+        rgb: Photos (N, 3, H, W) in [0, 1] that were not trained on.
+        lpips_net: Which LPIPS; named in the answer's keys' meaning, never mixed.
+        lpips_weights: Where the official weights are, for the official nets.
+        batch_size: Photos a forward pass.
+
+    Returns:
+        ``lpips``, ``lpips_do_nothing`` (the task's baseline), ``lpips_ratio`` of both, ``psnr_db`` and
+        ``colourfulness_ratio`` (mean max - min of RGB over the truth's), each a mean over photos.
+    """
+    rendered = render_all(net, task, rgb, batch_size=batch_size)
+    inputs, _ = task.prepare(rgb)
+    idle = task.render(inputs, task.baseline(inputs))
+    score = float(lpips_all(rendered, rgb, net=lpips_net, weights=lpips_weights).mean())
+    floor = float(lpips_all(idle, rgb, net=lpips_net, weights=lpips_weights).mean())
+    return {
+        "lpips": score,
+        "lpips_do_nothing": floor,
+        "lpips_ratio": score / max(floor, 1e-9),
+        "psnr_db": float(psnr(rendered, rgb).mean()),
+        "colourfulness_ratio": float(_spread(rendered) / _spread(rgb).clamp_min(1e-6)),
+    }
+
+
+def _spread(rgb: Tensor) -> Tensor:
+    return (rgb.amax(dim=1) - rgb.amin(dim=1)).mean()

@@ -1,0 +1,330 @@
+"""One resumable training loop, through Hugging Face Accelerate: processes, GPUs and precision are launcher flags."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from models.artifact import read_tensors, save_tensors
+from models.errors import CheckpointError, ConfigError, TrainingError, explain
+from models.progress import NULL_PROGRESS, Progress
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a training at one crop size.
+
+    Attributes:
+        size: Side of the crops, pixels.
+        epochs: Passes over the photos.
+        batch_size: Crops a step.
+    """
+
+    size: int
+    epochs: int
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.epochs < 1 or self.batch_size < 1:
+            got = f"size {self.size}, epochs {self.epochs}, batch_size {self.batch_size}"
+            expected = "size >= 32, epochs >= 1, batch_size >= 1"
+            raise ConfigError(explain("phase", expected=expected, got=got, fix="change the recipe"))
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How to optimize.
+
+    Attributes:
+        phases: Crop sizes in turn, small to large.
+        learning_rate: Peak of AdamW's rate; 5% warm-up, cosine to 1%.
+        weight_decay: AdamW's decay.
+        ema_decay: Decay of the moving average of the weights, which is what is kept.
+        clip_norm: Largest gradient norm.
+        mixed_precision: ``no``, ``bf16`` or ``fp16``, as Accelerate names them.
+        max_minutes: End after this many minutes of training, the schedule shortened to fit; None: no limit.
+        checkpoint_seconds: Time between two checkpoints.
+        seed: Start of all random numbers.
+        min_area: Smallest share of a photo's central square that a crop covers.
+        tone_jitter: Half-width of the random gamma of a crop, in log2.
+        repeat: Crops of each photo in an epoch.
+    """
+
+    phases: tuple[Phase, ...]
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    ema_decay: float = 0.999
+    clip_norm: float = 1.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    max_minutes: float | None = None
+    checkpoint_seconds: float = 120.0
+    seed: int = 0
+    min_area: float = 0.4
+    tone_jitter: float = 0.15
+    repeat: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ConfigError(explain("phases", expected="one or more", got="none", fix="add a phase to the recipe"))
+        if self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
+            got = f"learning_rate {self.learning_rate}, ema_decay {self.ema_decay}"
+            expected = "learning_rate > 0, ema_decay in [0, 1)"
+            raise ConfigError(explain("optimizer", expected=expected, got=got, fix="change the recipe"))
+        if self.max_minutes is not None and self.max_minutes <= 0:
+            raise ConfigError(explain("max_minutes", expected="above 0", got=self.max_minutes, fix="leave it out"))
+
+
+class Ema:
+    """Moving average of a network's floating tensors (weights and BatchNorm statistics)."""
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+        self.decay, self.steps = decay, 0
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """Move towards ``net``; early steps move faster."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for mean, value in zip(self.net.state_dict().values(), net.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value.to(mean.dtype), 1 - decay)
+            else:
+                mean.copy_(value)
+
+
+class Fit:
+    """State of a running optimization: network, average, optimizer, position.
+
+    Args:
+        net: Network to train, in place.
+        config: How.
+        extras: Other trained parts that belong to a checkpoint (projections); optimized together with ``net``.
+        adversaries: Parts with an optimizer of their own (a discriminator), stepped by the caller.
+        checkpoint: File of the resumable state.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        config: FitConfig,
+        *,
+        checkpoint: Path,
+        extras: nn.Module | None = None,
+        adversary: nn.Module | None = None,
+        adversary_learning_rate: float = 2e-4,
+    ) -> None:
+        torch.manual_seed(config.seed)
+        on_gpu = torch.cuda.is_available()
+        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not on_gpu)
+        self.config, self.checkpoint = config, checkpoint
+        parts = nn.ModuleDict({"net": net, **({"extras": extras} if extras is not None else {})})
+        parts = parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(parts.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.ema = Ema(net, config.ema_decay)
+        self.ema.net.to(self.accelerator.device)
+        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+        self.extras = self.accelerator.prepare(extras) if extras is not None else None
+        self.adversary, self.adversary_optimizer = None, None
+        if adversary is not None:
+            rival = torch.optim.AdamW(adversary.parameters(), lr=adversary_learning_rate, betas=(0.5, 0.99))
+            self.adversary, self.adversary_optimizer = self.accelerator.prepare(adversary, rival)
+        self.step, self.seconds = 0, 0.0
+
+    @property
+    def raw_net(self) -> nn.Module:
+        """The network without the launcher's wrapper."""
+        net: nn.Module = self.accelerator.unwrap_model(self.net)
+        return net
+
+    def _parts(self) -> dict[str, nn.Module]:
+        parts = {"net": self.raw_net, "ema": self.ema.net}
+        if self.extras is not None:
+            parts["extras"] = self.accelerator.unwrap_model(self.extras)
+        if self.adversary is not None:
+            parts["adversary"] = self.accelerator.unwrap_model(self.adversary)
+        return parts
+
+    def save(self) -> None:
+        """Write the resumable state as safetensors, in one step (main process only)."""
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"{part}/{key}": value for part, net in self._parts().items() for key, value in _state(net).items()}
+        for name, optimizer in (("adam", self.optimizer), ("rival", self.adversary_optimizer)):
+            for index, state in (optimizer.state_dict()["state"] if optimizer is not None else {}).items():
+                tensors.update({f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()})
+        tensors["position"] = torch.tensor([self.step, self.seconds, self.ema.steps], dtype=torch.float64)
+        save_tensors(tensors, self.checkpoint)
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint if there is one of this network; say whether."""
+        if not self.checkpoint.exists():
+            return False
+        tensors = read_tensors(self.checkpoint)
+        try:
+            for part, net in self._parts().items():
+                net.load_state_dict(_under(tensors, part))
+            self._load_optimizer(self.optimizer, _under(tensors, "adam"))
+            if self.adversary_optimizer is not None:
+                self._load_optimizer(self.adversary_optimizer, _under(tensors, "rival"))
+            step, self.seconds, ema_steps = tensors["position"].tolist()
+        except (RuntimeError, KeyError) as error:
+            fix = "remove it, or resume with the recipe that it was written by"
+            message = explain(f"{self.checkpoint}", expected="a checkpoint of this training", got=error, fix=fix)
+            raise CheckpointError(message) from error
+        self.step, self.ema.steps = int(step), int(ema_steps)
+        return True
+
+    @staticmethod
+    def _load_optimizer(optimizer: Any, tensors: Mapping[str, Tensor]) -> None:
+        content = optimizer.state_dict()
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            index, _, field = key.partition("/")
+            state.setdefault(int(index), {})[field] = value
+        content["state"] = state
+        optimizer.load_state_dict(content)
+
+    def fraction(self, total: int) -> float:
+        """Return how much of the training is over, by steps or by time, in [0, 1]."""
+        done = self.step / max(total, 1)
+        if self.config.max_minutes is not None:
+            done = max(done, self.seconds / (60 * self.config.max_minutes))
+        return min(done, 1.0)
+
+    def set_rate(self, fraction: float) -> None:
+        """Set the learning rate of ``fraction``: 5% warm-up, then cosine to 1%."""
+        warm = min(1.0, (fraction + 1e-3) / 0.05)
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fraction))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * warm * cosine
+
+    def descend(self, loss: Tensor) -> None:
+        """Backward, clip, step, average.
+
+        Raises:
+            TrainingError: The loss is NaN or infinite; the last checkpoint stays.
+        """
+        if not torch.isfinite(loss):
+            fix = f"lower --learning-rate (now {self.config.learning_rate:g}); {self.checkpoint} resumes before it"
+            got = f"{float(loss)} at step {self.step}"
+            raise TrainingError(explain("loss", expected="a finite number", got=got, fix=fix))
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(self.raw_net)
+
+
+def _state(net: nn.Module) -> dict[str, Tensor]:
+    return dict(net.state_dict())
+
+
+def _under(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {key[len(part) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{part}/")}
+
+
+class EpochDataset(Protocol):
+    """A map-style dataset whose random numbers depend on ``epoch``."""
+
+    epoch: int
+
+    def __len__(self) -> int:
+        """Return the number of items in an epoch."""
+
+    def __getitem__(self, index: int) -> Any:
+        """Return one item."""
+
+
+def total_steps(config: FitConfig, photos: int, processes: int = 1) -> int:
+    """Return the optimization steps of all phases."""
+    return sum(_steps_per_epoch(phase, photos * config.repeat, processes) * phase.epochs for phase in config.phases)
+
+
+def _steps_per_epoch(phase: Phase, crops: int, processes: int) -> int:
+    return max(crops // (phase.batch_size * processes), 1)
+
+
+def _epochs(config: FitConfig) -> Iterator[tuple[int, Phase]]:
+    epoch = 0
+    for phase in config.phases:
+        for _ in range(phase.epochs):
+            yield epoch, phase
+            epoch += 1
+
+
+def run_fit(
+    fit: Fit,
+    dataset_of: Callable[[Phase], EpochDataset],
+    step: Callable[[Any, float], Mapping[str, Tensor]],
+    *,
+    description: str,
+    progress: Progress = NULL_PROGRESS,
+    on_epoch: Callable[[int], None] | None = None,
+) -> None:
+    """Run all phases; ``step(batch, fraction)`` returns at least ``loss`` and is followed by one descent.
+
+    A checkpoint is written every ``checkpoint_seconds``, at each epoch's end, and when interrupted.
+    """
+    config, datasets = fit.config, {}
+    for phase in config.phases:
+        datasets[phase.size] = datasets.get(phase.size) or dataset_of(phase)
+    crops, workers = len(datasets[config.phases[0].size]), fit.accelerator.num_processes
+    total = sum(_steps_per_epoch(phase, crops, workers) for _, phase in _epochs(config))
+    begun, saved = 0, time.monotonic()
+    fit.net.train()
+    with progress.track(description, total=total) as bar:
+        bar.advance(fit.step)
+        try:
+            for epoch, phase in _epochs(config):
+                count = _steps_per_epoch(phase, crops, workers)
+                if fit.step >= begun + count:
+                    begun += count
+                    continue
+                for batch in _loader(fit, datasets[phase.size], phase, epoch, skip=fit.step - begun):
+                    start = time.monotonic()
+                    fraction = fit.fraction(total)
+                    if fraction >= 1.0:
+                        return
+                    fit.set_rate(fraction)
+                    values = step(batch, fraction)
+                    fit.descend(values["loss"])
+                    fit.step += 1
+                    now = time.monotonic()
+                    fit.seconds += now - start
+                    bar.advance(1, **{key: float(value.detach()) for key, value in values.items()}, size=phase.size)
+                    if now - saved > config.checkpoint_seconds:
+                        fit.save()
+                        saved = time.monotonic()
+                begun += count
+                if on_epoch is not None:
+                    on_epoch(epoch)
+        finally:
+            fit.save()
+
+
+def _loader(fit: Fit, dataset: EpochDataset, phase: Phase, epoch: int, *, skip: int) -> Any:
+    dataset.epoch = epoch
+    generator = torch.Generator().manual_seed(fit.config.seed * 100_003 + epoch)
+    full = len(dataset) >= phase.batch_size * fit.accelerator.num_processes
+    loader: Any = DataLoader(cast("Dataset[Any]", dataset), phase.batch_size, shuffle=True, generator=generator, drop_last=full)
+    loader = fit.accelerator.prepare(loader)
+    return fit.accelerator.skip_first_batches(loader, skip) if skip else loader
+
+
+def phases_from(sizes: Sequence[int], epochs: Sequence[int], batch_sizes: Sequence[int]) -> tuple[Phase, ...]:
+    """Zip three lists of a command line into phases."""
+    if not len(sizes) == len(epochs) == len(batch_sizes):
+        got = f"{len(sizes)} sizes, {len(epochs)} epochs, {len(batch_sizes)} batch sizes"
+        raise ConfigError(explain("phases", expected="three lists of one length", got=got, fix="repeat the flags alike"))
+    return tuple(Phase(*row) for row in zip(sizes, epochs, batch_sizes, strict=True))

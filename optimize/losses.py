@@ -1,0 +1,96 @@
+"""Losses of training and distillation. All take (N, C, H, W) tensors and return a scalar.
+
+``kl_mse`` is the formula of the colorization report that this project starts from, kept for comparison; a softmax over
+a regression output has little meaning, so the default is a weighted Huber or L1 distance next to feature matching and LPIPS.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.errors import ConfigError, explain
+
+PixelLoss = Literal["mse", "l1", "huber"]
+AdversarialLoss = Literal["bce", "lsgan", "hinge"]
+
+
+def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, weight: Tensor | None = None) -> Tensor:
+    """Mean pixel distance in visible steps.
+
+    Args:
+        preds: Network output (N, C, H, W).
+        target: What it should be, same shape.
+        kind: ``mse``, ``l1`` or ``huber`` (knee at 10 steps).
+        scale: Output units of one visible step (``Task.output_scale``).
+        weight: Per-pixel weight (N, 1, H, W).
+    """
+    difference = (preds - target) / scale
+    if kind == "mse":
+        distance = difference.square() / 100
+    elif kind == "l1":
+        distance = difference.abs() / 10
+    elif kind == "huber":
+        distance = functional.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=10.0) / 100
+    else:
+        raise ConfigError(explain("pixel loss", expected="mse, l1 or huber", got=repr(kind), fix="choose one of these"))
+    return (distance if weight is None else distance * weight).mean()
+
+
+def kl_mse(
+    student: Tensor, teacher: Tensor, target: Tensor, *, alpha: float, temperature: float, axis: int = 1
+) -> Tensor:
+    """The source's distillation loss: alpha t^2 KL(log_softmax(S / t), softmax(T / t)) + (1 - alpha) MSE(S, Y).
+
+    Args:
+        student: Student output S (N, C, H, W).
+        teacher: Teacher output T, same shape.
+        target: Ground truth Y, same shape.
+        alpha: Share of the teacher's term, in [0, 1].
+        temperature: t, above 0.
+        axis: Axis of the softmax; 1 is the channels: at each pixel, how chroma is shared between a and b. The sum over
+            channels is averaged over samples and pixels.
+    """
+    log_student = functional.log_softmax(student / temperature, dim=axis)
+    soft_teacher = functional.softmax(teacher / temperature, dim=axis)
+    divergence = functional.kl_div(log_student, soft_teacher, reduction="none").sum(dim=axis).mean()
+    return alpha * temperature**2 * divergence + (1 - alpha) * functional.mse_loss(student, target)
+
+
+def feature_loss(projected: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance between student features (projected to the teacher's channels) and the teacher's.
+
+    Both (N, C, h, w); the student's are resized to the teacher's grid. Each is scaled by the teacher's variance.
+
+    Source: Romero et al. 2015, "FitNets: hints for thin deep nets".
+    """
+    if projected.shape[2:] != teacher.shape[2:]:
+        projected = functional.adaptive_avg_pool2d(projected, [teacher.shape[2], teacher.shape[3]])
+    return functional.mse_loss(projected, teacher) / teacher.var().clamp_min(1e-6)
+
+
+def generator_loss(fake_logits: Tensor, *, kind: AdversarialLoss) -> Tensor:
+    """What the generator pays for patches (N, 1, h, w) that the discriminator calls fake."""
+    if kind == "bce":
+        return functional.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
+    if kind == "lsgan":
+        return (fake_logits - 1).square().mean()
+    if kind == "hinge":
+        return -fake_logits.mean()
+    raise ConfigError(explain("adversarial loss", expected="bce, lsgan or hinge", got=repr(kind), fix="choose one"))
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, *, kind: AdversarialLoss) -> Tensor:
+    """What the discriminator pays for calling real patches fake and fake patches real; both (N, 1, h, w)."""
+    if kind == "bce":
+        real = functional.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
+        fake = functional.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+        return (real + fake) / 2
+    if kind == "lsgan":
+        return ((real_logits - 1).square().mean() + fake_logits.square().mean()) / 2
+    if kind == "hinge":
+        return (functional.relu(1 - real_logits).mean() + functional.relu(1 + fake_logits).mean()) / 2
+    raise ConfigError(explain("adversarial loss", expected="bce, lsgan or hinge", got=repr(kind), fix="choose one"))

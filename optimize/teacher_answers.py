@@ -1,0 +1,257 @@
+"""The teacher's answers on fixed crops of the photos, computed once through the fastest runtime here and kept on disk.
+
+A folder of the cache holds raw arrays (memory-mapped) and ``index.json``; it is named by everything that the answers
+depend on, so that a changed teacher, photo or crop makes another folder. An interrupted computation goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.artifact import Artifact, load_network, write_json
+from models.errors import RunFolderError, UnsupportedError, explain
+from models.progress import NULL_PROGRESS, Progress
+from models.registry import get_spec, get_task
+from optimize.data import PhotoCrops, to_float
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from models.photos import PhotoSet
+
+Predict = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+_SCHEMA = 1
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """Which crops the teacher answers.
+
+    Attributes:
+        size: Side of a crop, pixels.
+        views: Crops of each photo.
+        seed: Of the crops.
+        min_area: Smallest share of the photo's central square.
+        tone_jitter: Half-width of the random gamma, in log2.
+        features: Keep the teacher's inner features too, for feature matching.
+    """
+
+    size: int
+    views: int = 1
+    seed: int = 0
+    min_area: float = 0.35
+    tone_jitter: float = 0.1
+    features: bool = True
+
+
+class WithFeature(nn.Module):
+    """A network that also returns the output of its submodule ``name``: (output, feature)."""
+
+    def __init__(self, net: nn.Module, name: str | None) -> None:
+        super().__init__()
+        self.net = net
+        self._feature: Tensor | None = None
+        if name is not None:
+            net.get_submodule(name).register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._feature = output
+
+    def forward(self, input: Tensor) -> Any:
+        """(N, C, H, W) -> output, or (output, feature)."""
+        output = self.net(input)
+        return output if self._feature is None else (output, self._feature)
+
+
+class Answers:
+    """A dataset of (crop uint8 (3, S, S), output fp16 (C, S, S), feature fp16 (F, h, w) or empty), randomly flipped.
+
+    Attributes:
+        runtime: What computed the answers, for example ``openvino bf16``.
+        epoch: Set by the training loop; changes the flips.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        self.folder, self.runtime, self.seed = folder, str(index["runtime"]), int(index["seed"])
+        self.epoch = 0
+        self._arrays = {name: _open(folder, name, row, mode="r") for name, row in index["arrays"].items()}
+
+    def __len__(self) -> int:
+        return len(self._arrays["rgb"])
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        flip = np.random.default_rng((self.seed, self.epoch, index)).random() < 0.5
+        rgb, output = self._item("rgb", index, flip), self._item("output", index, flip)
+        feature = self._item("feature", index, flip) if "feature" in self._arrays else torch.empty(0)
+        return rgb, output, feature
+
+    def _item(self, name: str, index: int, flip: bool) -> Tensor:
+        value = self._arrays[name][index]
+        return torch.from_numpy(np.ascontiguousarray(value[..., ::-1]) if flip else np.array(value))
+
+    @property
+    def feature_channels(self) -> int:
+        """Channels of the kept feature; 0 when none was kept."""
+        return int(self._arrays["feature"].shape[1]) if "feature" in self._arrays else 0
+
+
+def _open(folder: Path, name: str, row: Any, *, mode: Any) -> NDArray[Any]:
+    return np.memmap(folder / f"{name}.bin", dtype=row["dtype"], mode=mode, shape=tuple(row["shape"]))
+
+
+def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) -> tuple[str, Predict]:
+    """Return the fastest runtime that answers like PyTorch does, and its name.
+
+    OpenVINO (bf16 where the processor has it and the answers stay within half a visible step on average, else fp32)
+    is tried against PyTorch eager on ``sample`` (N, C, S, S), each timed once warm.
+    """
+    net = WithFeature(load_network(artifact), feature).eval()
+    scale = get_task(artifact.task).output_scale
+
+    def eager(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.inference_mode():
+            answer = net(inputs)
+        return answer if isinstance(answer, tuple) else (answer, None)
+
+    if torch.cuda.is_available():
+        net.cuda()
+        return "torch cuda", lambda inputs: _to_cpu(eager(inputs.cuda()))
+    contestants: dict[str, Predict] = {"torch fp32": eager}
+    for precision in ("bf16", "f32"):
+        try:
+            contestants[f"openvino {precision}"] = _openvino_predict(net, sample, precision)
+        except (ImportError, RuntimeError):
+            break
+    reference = eager(sample)[0]
+    seconds = {}
+    for name, predict in contestants.items():
+        drift = float((predict(sample)[0] - reference).abs().mean()) / scale
+        if drift > 0.5:
+            continue
+        start = time.perf_counter()
+        predict(sample)
+        seconds[name] = time.perf_counter() - start
+    best = min(seconds, key=lambda name: seconds[name])
+    return best, contestants[best]
+
+
+def _to_cpu(answer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    return answer[0].float().cpu(), None if answer[1] is None else answer[1].float().cpu()
+
+
+def _openvino_predict(net: nn.Module, sample: Tensor, precision: str) -> Predict:
+    import openvino as ov
+
+    model = ov.convert_model(net, example_input=sample[:1])
+    model.reshape([-1, *sample.shape[1:]])
+    config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
+    compiled = ov.Core().compile_model(model, "CPU", config)
+
+    def predict(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        answer = compiled(inputs.numpy())
+        parts = [torch.from_numpy(np.array(answer[port])) for port in compiled.outputs]
+        return parts[0], parts[1] if len(parts) > 1 else None
+
+    return predict
+
+
+def compute_answers(
+    artifact: Artifact,
+    photos: PhotoSet,
+    config: AnswerConfig,
+    *,
+    cache: Path,
+    progress: Progress = NULL_PROGRESS,
+) -> Answers:
+    """Return the teacher's answers, from the cache where they are, else computed now (and cached).
+
+    Args:
+        artifact: The teacher, format ``torch``.
+        photos: Photos to crop.
+        config: Which crops.
+        cache: Folder that holds the caches.
+        progress: Where to report.
+
+    Raises:
+        RunFolderError: The disk is full.
+    """
+    key = json.dumps([_SCHEMA, artifact.sha256, photos.fingerprint, vars(config)], sort_keys=True)
+    folder = cache / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    total = len(photos) * config.views
+    if (folder / "index.json").exists():
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        if index["done"] == total:
+            return Answers(folder)
+    try:
+        _compute(artifact, photos, config, folder, total, progress)
+    except OSError as error:
+        fix = "free disk space, or choose another cache folder"
+        raise RunFolderError(explain(f"writing {folder}", expected="room", got=error, fix=fix)) from error
+    return Answers(folder)
+
+
+def _compute(
+    artifact: Artifact, photos: PhotoSet, config: AnswerConfig, folder: Path, total: int, progress: Progress
+) -> None:
+    task = get_task(artifact.task)
+    crops = PhotoCrops(
+        photos,
+        config.size,
+        seed=config.seed,
+        min_area=config.min_area,
+        tone_jitter=config.tone_jitter,
+        repeat=config.views,
+        memory_mb=0 if config.views == 1 else 500,
+    )
+    first = to_float(torch.stack([crops[index % total] for index in range(min(_BATCH, total))]))
+    feature = get_spec(artifact.model, task=artifact.task).feature if config.features else None
+    runtime, predict = fastest_predict(artifact, task.prepare(first)[0], feature=feature)
+    arrays = _layout(predict(task.prepare(first)[0]), total, config.size)
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays, "done": 0}
+    if (folder / "index.json").exists():
+        index["done"] = json.loads((folder / "index.json").read_text(encoding="utf-8"))["done"]
+    mode = "r+" if index["done"] else "w+"
+    stores = {name: _open(folder, name, row, mode=mode) for name, row in arrays.items()}
+    with progress.track(f"Teacher answers at {config.size}x{config.size} ({runtime})", total=total) as bar:
+        bar.advance(index["done"])
+        for start in range(index["done"], total, _BATCH):
+            stop = min(start + _BATCH, total)
+            rgb = torch.stack([crops[i] for i in range(start, stop)])
+            output, inner = predict(task.prepare(to_float(rgb))[0])
+            stores["rgb"][start:stop] = rgb.numpy()
+            stores["output"][start:stop] = output.numpy().astype(np.float16)
+            if inner is not None:
+                stores["feature"][start:stop] = inner.numpy().clip(-6e4, 6e4).astype(np.float16)
+            bar.advance(stop - start)
+            if start // _BATCH % 64 == 63 or stop == total:
+                for store in stores.values():
+                    store.flush()  # type: ignore[attr-defined]
+                write_json(folder / "index.json", {**index, "done": stop})
+
+
+def _layout(answer: tuple[Tensor, Tensor | None], total: int, size: int) -> dict[str, dict[str, Any]]:
+    output, inner = answer
+    if output.shape[2:] != (size, size):
+        fix = "distill networks whose output has the size of their input"
+        got = f"{tuple(output.shape[2:])} for crops of {size}"
+        raise UnsupportedError(explain("teacher output", expected=f"{size}x{size}", got=got, fix=fix))
+    arrays: dict[str, dict[str, Any]] = {
+        "rgb": {"dtype": "uint8", "shape": [total, 3, size, size]},
+        "output": {"dtype": "float16", "shape": [total, *output.shape[1:]]},
+    }
+    if inner is not None:
+        arrays["feature"] = {"dtype": "float16", "shape": [total, *inner.shape[1:]]}
+    return arrays

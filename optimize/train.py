@@ -1,0 +1,209 @@
+"""Train a teacher from photos: pixel loss first, then adversarial, as the colorization report did.
+
+The recipe: generator pre-training on a pixel loss (MSE, Huber or L1) weighted by the task and, when asked, LPIPS on the
+rendered RGB; then, for the last part of the training, a patch discriminator is frozen and thawed at each step.
+
+Source: Isola et al. 2017 (pix2pix: patch discriminator, L1 beside the adversarial loss); Mao et al. 2017 (LSGAN).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models.artifact import Artifact, save_network
+from models.errors import ConfigError, explain
+from models.registry import create_model, get_spec, get_task
+from optimize.data import PhotoCrops, to_float
+from optimize.evaluate import evaluate, load_photos
+from optimize.loop import Fit, FitConfig, Phase, run_fit
+from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, generator_loss, pixel_loss
+
+if TYPE_CHECKING:
+    from models.tasks.base import Task
+    from optimize.stage import StageContext
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train a teacher.
+
+    Attributes:
+        model: Registry name or ``"package.module:factory"``.
+        fit: Sizes, epochs, rates.
+        pixel: ``huber``, ``l1`` or ``mse``.
+        task_weight: Weigh pixels as the task says (``Task.loss_weight``).
+        perceptual_weight: Weight of LPIPS on the rendered RGB; 0: none.
+        lpips_net: Which LPIPS the training uses.
+        adversarial: ``bce``, ``lsgan`` or ``hinge``.
+        adversarial_weight: Weight of the adversarial term once it is on; 0: pre-training only.
+        adversarial_from: Share of the training after which the discriminator comes in, in [0, 1].
+        adversarial_l1: Weight of the L1 term beside the adversarial one.
+        encoder_weights: ``imagenet`` fetches torchvision's ResNet18 for the encoder; a file loads it; None: random.
+    """
+
+    model: str = "resnet18_unet"
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(phases=(Phase(64, 8, 32), Phase(96, 3, 24), Phase(128, 4, 16)))
+    )
+    pixel: PixelLoss = "huber"
+    task_weight: bool = True
+    perceptual_weight: float = 0.0
+    lpips_net: str = "lite"
+    adversarial: AdversarialLoss = "lsgan"
+    adversarial_weight: float = 0.0
+    adversarial_from: float = 0.8
+    adversarial_l1: float = 0.5
+    encoder_weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.perceptual_weight < 0 or self.adversarial_weight < 0 or not 0 <= self.adversarial_from <= 1:
+            got = f"{self.perceptual_weight}, {self.adversarial_weight}, {self.adversarial_from}"
+            expected = "weights of 0 or more, adversarial_from in [0, 1]"
+            raise ConfigError(explain("training losses", expected=expected, got=got, fix="change the recipe"))
+
+
+class PatchDiscriminator(nn.Module):
+    """70x70-style patch discriminator on input and output: (N, in + out, H, W) -> logits (N, 1, H / 8, W / 8).
+
+    Source: Isola et al. 2017.
+    """
+
+    def __init__(self, channels: int, width: int = 32) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for level in (1, 2):
+            layers += [
+                nn.utils.parametrizations.spectral_norm(nn.Conv2d(width * level, width * level * 2, 4, 2, 1)),
+                nn.LeakyReLU(0.2),
+            ]
+        layers.append(nn.Conv2d(width * 4, 1, 3, 1, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in + out, H, W) -> (N, 1, H / 8, W / 8)."""
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+class TrainStep:
+    """One training step of a teacher: the losses of ``config`` on a batch of crops."""
+
+    def __init__(self, fit: Fit, task: Task, config: TrainConfig, lpips_weights: Path | None) -> None:
+        self.fit, self.task, self.config = fit, task, config
+        self.perceptual: nn.Module | None = None
+        if config.perceptual_weight:
+            from benchmarks.metrics.lpips import load_lpips
+
+            self.perceptual = load_lpips(config.lpips_net, lpips_weights).to(fit.accelerator.device)
+
+    def __call__(self, batch: Tensor, fraction: float) -> Mapping[str, Tensor]:
+        """uint8 crops (N, 3, S, S) -> ``loss`` and its parts."""
+        config, task = self.config, self.task
+        rgb = to_float(batch)
+        inputs, target = task.prepare(rgb)
+        output = self.fit.net(inputs).float()
+        weight = task.loss_weight(target) if config.task_weight else None
+        pixel = pixel_loss(output, target, kind=config.pixel, scale=task.output_scale, weight=weight)
+        values = {"pixel": pixel}
+        loss = pixel
+        if self.perceptual is not None:
+            with self.fit.accelerator.autocast():
+                values["lpips"] = self.perceptual(task.render(inputs, output), rgb).float().mean()
+            loss = loss + config.perceptual_weight * values["lpips"]
+        if self.fit.adversary is not None and fraction >= config.adversarial_from:
+            loss = loss + self._adversarial(inputs, output, target, fraction, values)
+        return {"loss": loss, **values}
+
+    def _adversarial(
+        self, inputs: Tensor, output: Tensor, target: Tensor, fraction: float, values: dict[str, Tensor]
+    ) -> Tensor:
+        """Train the discriminator once, then return the generator's term; the weight grows over 5% of the training."""
+        config, fit, task = self.config, self.fit, self.task
+        rival, optimizer = fit.adversary, fit.adversary_optimizer
+        assert rival is not None and optimizer is not None
+        scale = 1 / (task.output_scale * 100)
+        real, fake = torch.cat([inputs, target * scale], 1), torch.cat([inputs, output * scale], 1)
+        rival.requires_grad_(True)
+        kind = config.adversarial
+        values["rival"] = discriminator_loss(rival(real).float(), rival(fake.detach()).float(), kind=kind)
+        fit.accelerator.backward(values["rival"])
+        optimizer.step()
+        optimizer.zero_grad()
+        rival.requires_grad_(False)
+        grown = min(1.0, (fraction - config.adversarial_from) / 0.05)
+        fooled = generator_loss(rival(fake).float(), kind=kind)
+        l1 = pixel_loss(output, target, kind="l1", scale=task.output_scale)
+        return grown * config.adversarial_weight * (fooled + config.adversarial_l1 * l1)
+
+
+name = "train"
+config_type = TrainConfig
+
+
+def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out: Path) -> Artifact:
+    """Train ``config.model`` on ``data.train`` and write ``out/<model>.safetensors`` (the averaged weights, fp16).
+
+    Args:
+        artifact: Weights to start from, or None.
+        config: The recipe.
+        data: Photos, progress, LPIPS.
+        out: Folder; ``train.checkpoint.safetensors`` in it resumes.
+
+    Raises:
+        TrainingError: The loss became NaN.
+    """
+    spec = get_spec(config.model)
+    task = get_task(spec.task)
+    net = create_model(config.model, weights=artifact.path if artifact else None)
+    if config.encoder_weights:
+        from models.pretrained import load_encoder
+
+        load_encoder(net, config.encoder_weights)
+    rival = None
+    if config.adversarial_weight:
+        rival = PatchDiscriminator(sum(int(t.shape[1]) for t in (spec.inputs[0], spec.outputs[0])))
+    fit = Fit(net, config.fit, checkpoint=out / "train.checkpoint.safetensors", adversary=rival)
+    if fit.resume():
+        data.progress.note(f"Resuming at step {fit.step}")
+    rgb = load_photos(data.eval, 256, limit=48)
+    log: list[dict[str, Any]] = []
+
+    def report(epoch: int) -> None:
+        scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
+        log.append({"epoch": epoch, "minutes": fit.seconds / 60, **scores})
+        text = ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
+        data.progress.note(f"epoch {epoch} after {fit.seconds / 60:.1f} min, LPIPS-{data.lpips_net}: {text}")
+
+    def crops(phase: Phase) -> PhotoCrops:
+        fc = config.fit
+        return PhotoCrops(
+            data.train,
+            phase.size,
+            seed=fc.seed,
+            min_area=fc.min_area,
+            tone_jitter=fc.tone_jitter,
+            repeat=fc.repeat,
+        )
+
+    step = TrainStep(fit, task, config, data.lpips_weights)
+    run_fit(fit, crops, step, description=f"Training {spec.name}", progress=data.progress, on_epoch=report)
+    scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
+    recipe = asdict(config)
+    metadata = {"recipe": recipe, "scores": {"lpips_net": data.lpips_net, **scores}, "photos": len(data.train)}
+    metadata["log"], metadata["trained"] = log, time.strftime("%Y-%m-%d")
+    return save_network(
+        fit.ema.net,
+        out / f"{spec.name.rpartition(':')[2]}.safetensors",
+        model=spec.name,
+        task=spec.task,
+        half=True,
+        stages=("teacher",),
+        metadata=metadata,
+    )
