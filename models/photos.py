@@ -95,6 +95,7 @@ class PhotoSet(Sequence[Any]):
         self.skipped: list[Skipped] = [] if skipped is None else skipped
         self.keep_grey = keep_grey
         self._fingerprint: str | None = None
+        self._bad: tuple[int, frozenset[Path]] = (0, frozenset())
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -129,15 +130,14 @@ class PhotoSet(Sequence[Any]):
         """
         if not -len(self) <= index < len(self):
             raise IndexError(explain("photo", expected=f"an index below {len(self)}", got=index, fix="use len()"))
-        bad = {entry.path for entry in self.skipped}
         for step in range(len(self)):
             path = self.paths[(index + step) % len(self)]
-            if path in bad:
+            if path in self._known_bad():
                 continue
             try:
                 return decode(path, short_side=short_side, keep_grey=self.keep_grey)
             except Rejected as error:
-                self.skipped.append(Skipped(path, error.kind, error.reason))
+                self._record(Skipped(path, error.kind, error.reason))
         raise _nothing_usable(self.root, len(self), self.skipped)
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[PhotoSet, PhotoSet]:
@@ -204,8 +204,13 @@ class PhotoSet(Sequence[Any]):
         """Say what was skipped, for example ``3 skipped (2 grey, 1 corrupt)``; empty when nothing was."""
         return f"{len(self.skipped)} skipped ({_counts(self.skipped)})" if self.skipped else ""
 
+    def _known_bad(self) -> frozenset[Path]:
+        if self._bad[0] != len(self.skipped):
+            self._bad = len(self.skipped), frozenset(entry.path for entry in self.skipped)
+        return self._bad[1]
+
     def _record(self, entry: Skipped) -> None:
-        if all(entry.path != known.path for known in self.skipped):
+        if entry.path not in self._known_bad():
             self.skipped.append(entry)
 
     def _part(self, paths: Sequence[Path]) -> PhotoSet:
