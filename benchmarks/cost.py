@@ -20,12 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from models.errors import ConfigError, InputSizeError, explain
 
 # Moves or names data, computes nothing.
-_FREE = frozenset(
+_FREE_NAMES = (
     "view _unsafe_view reshape _reshape_alias expand permute transpose t squeeze unsqueeze slice select split "
     "split_with_sizes chunk unbind detach alias clone copy_ contiguous cat stack as_strided empty empty_like "
     "new_empty zeros zeros_like ones ones_like full full_like pixel_shuffle pixel_unshuffle _to_copy lift_fresh "
-    "constant_pad_nd arange scalar_tensor".split()
+    "constant_pad_nd arange scalar_tensor"
 )
+_FREE = frozenset(_FREE_NAMES.split())
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from models.artifact import installed_versions
 from models.errors import ConfigError, explain
 
 # Instructions that decide how fast a network runs in FP32, BF16 and INT8.
-_FLAGS = frozenset(
+_FLAG_NAMES = (
     "avx2 fma avx512f avx_vnni avx512_vnni avx512_bf16 avx512_fp16 amx_tile amx_int8 amx_bf16 "
-    "asimd asimdhp asimddp fphp i8mm bf16 sve sve2 sme".split()
+    "asimd asimdhp asimddp fphp i8mm bf16 sve sve2 sme"
 )
+_FLAGS = frozenset(_FLAG_NAMES.split())
 _MORE_PACKAGES = ("scikit-image", "scikit-learn", "torch-pruning", "tensorrt", "safetensors")
 _CPUINFO = Path("/proc/cpuinfo")
 _SYSFS = Path("/sys/devices/system/cpu")
@@ -142,7 +143,8 @@ def _set_affinity(cpus: set[int]) -> None:
 def _spread(cpus: list[int]) -> list[int]:
     """Order logical processors so that the first of every core come before their siblings."""
     seen: set[str] = set()
-    first, rest = [], []
+    first: list[int] = []
+    rest: list[int] = []
     for cpu in cpus:
         core = _read(_SYSFS / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
         (rest if core in seen else first).append(cpu)
@@ -160,7 +162,8 @@ def _read(path: Path) -> str | None:
 @lru_cache(maxsize=1)
 def _cpu() -> tuple[str, tuple[str, ...]]:
     """Return the processor's name and those of its flags that matter."""
-    name, flags = platform.processor() or platform.machine(), set()
+    name = platform.processor() or platform.machine()
+    flags: frozenset[str] = frozenset()
     for line in (_read(_CPUINFO) or "").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Hardware") and value.strip():

@@ -17,11 +17,13 @@ STAGE_NAMES = {"teacher": "Teacher", "distill": "Distilled", "prune": "Pruned", 
 
 #: A row without one of these says why in ``reason``.
 MUST_EXPLAIN = ("lpips", "lpips_vs_teacher", "latency_p50_ms", "gmacs")
-_POSITIVE = (
+_POSITIVE_NAMES = (
     "latency_p50_ms latency_p95_ms end_to_end_p50_ms end_to_end_p95_ms images_per_s speedup size_mb peak_rss_mb "
     "load_ms first_inference_ms params_m height width batch"
-).split()
-_NOT_NEGATIVE = "lpips lpips_vs_teacher lpips_worst ms_ssim delta_e colourfulness_ratio gmacs rss_idle_mb".split()
+)
+_POSITIVE = frozenset(_POSITIVE_NAMES.split())
+_NOT_NEGATIVE_NAMES = "lpips lpips_vs_teacher lpips_worst ms_ssim delta_e colourfulness_ratio gmacs rss_idle_mb"
+_NOT_NEGATIVE = frozenset(_NOT_NEGATIVE_NAMES.split())
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class BenchmarkRow:
         latency_p95_ms: 95th percentile.
         latency_is_noisy: Quartiles further apart than 10% of the median.
         speedup: The teacher's median in PyTorch eager FP32, in the same run, over this one's.
+        speedup_over: What ``speedup`` is relative to, with its device.
         end_to_end_p50_ms: From an RGB photo to an RGB photo: conversion, engine, rendering; no file decoding.
         end_to_end_p95_ms: The same, 95th percentile.
         images_per_s: At the median of one call of the engine.
@@ -115,6 +118,7 @@ class BenchmarkRow:
     latency_p95_ms: float | None = None
     latency_is_noisy: bool | None = None
     speedup: float | None = None
+    speedup_over: str | None = None
     end_to_end_p50_ms: float | None = None
     end_to_end_p95_ms: float | None = None
     images_per_s: float | None = None
@@ -210,5 +214,5 @@ class BenchmarkRow:
 
 
 def join_reasons(reasons: Mapping[str, str]) -> str | None:
-    """Write ``{"latency": "needs macOS"}`` as ``latency: needs macOS``, several joined by semicolons; None when empty."""
+    """Write ``{"latency": "needs macOS"}`` as ``latency: needs macOS``; none at all as None."""
     return "; ".join(f"{what}: {why}" for what, why in reasons.items()) or None

@@ -1,0 +1,222 @@
+"""Quality of many contestants on the same photos, streamed: every photo is loaded once and shown to all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks import metrics
+from models.errors import DataError, ExportError, PareError, explain
+from models.photos import PhotoSet, centre_crop, to_batch
+from models.progress import NULL_PROGRESS, Progress
+
+if TYPE_CHECKING:
+    from models.tasks.base import Task
+
+Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+TRUTH_METRICS: Mapping[str, str] = {
+    "psnr_db": "psnr",
+    "ssim": "ssim",
+    "ms_ssim": "ms_ssim",
+    "delta_e": "delta_e_2000",
+}
+BASELINE = "do-nothing"
+_NS_PER_MS = 1e6
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos at one size, loaded on use.
+
+    Attributes:
+        names: One a photo.
+        height: Pixels.
+        width: Pixels.
+        fingerprint: Which photos.
+        source: A PhotoSet, or an array (N, H, W, 3) uint8.
+    """
+
+    names: tuple[str, ...]
+    height: int
+    width: int
+    fingerprint: str
+    source: Any
+
+    @classmethod
+    def of(cls, photos: PhotoSet | NDArray[np.uint8] | Tensor, size: tuple[int, int], *, limit: int | None) -> Photos:
+        """Take a PhotoSet, an array (N, H, W, 3) uint8, or a tensor (N, 3, H, W) in [0, 1].
+
+        Raises:
+            DataError: No photo, or an array of another shape or type.
+        """
+        if isinstance(photos, PhotoSet):
+            chosen = photos if limit is None or limit >= len(photos) else photos.sample(limit)
+            return cls(tuple(chosen.names), *size, chosen.fingerprint, chosen)
+        if isinstance(photos, Tensor):
+            photos = (photos.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        if photos.ndim != 4 or photos.shape[-1] != 3 or photos.dtype != np.uint8 or not len(photos):
+            got, fix = f"{photos.dtype} {photos.shape}", "pass a PhotoSet, or stack RGB photos"
+            raise DataError(explain("photos", expected="uint8 (N, H, W, 3), N >= 1", got=got, fix=fix))
+        photos = photos[:limit]
+        digest = hashlib.sha256(np.ascontiguousarray(photos).tobytes()).hexdigest()[:16]
+        return cls(tuple(f"photo {index}" for index in range(len(photos))), *size, digest, photos)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> NDArray[np.uint8]:
+        """Return photo ``index`` as (height, width, 3) uint8, resized to cover and cut at the centre."""
+        rgb = self.source.load(index) if isinstance(self.source, PhotoSet) else self.source[index]
+        if rgb.shape[:2] != (self.height, self.width):
+            rgb = centre_crop(rgb, self.height, self.width)
+        return rgb
+
+
+@dataclass
+class Scores:
+    """Values of one contestant, one entry a photo.
+
+    Attributes:
+        values: Metric -> one value a photo.
+        infer_ms: Time of the one call for each photo; caches are cold, so this only compares photos.
+        missing: Metric -> why it could not be computed.
+        error: What stopped it, or None.
+    """
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    infer_ms: list[float] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    error: BaseException | None = None
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Append one value a photo."""
+        self.values.setdefault(name, []).extend(values.double().cpu().tolist())
+
+    def mean(self, name: str) -> float | None:
+        """Return the mean over photos, or None where it was not computed or is not finite."""
+        values = self.values.get(name, [])
+        if not values or self.error is not None:
+            return None
+        mean = float(np.mean(values))
+        return mean if np.isfinite(mean) else None
+
+
+class Judge:
+    """Scores pictures with one LPIPS net.
+
+    Args:
+        lpips_net: ``lite``, ``squeeze``, ``alex`` or ``vgg``.
+        lpips_weights: Where the official weights are.
+    """
+
+    def __init__(self, lpips_net: str = "lite", lpips_weights: Path | None = None) -> None:
+        self.net, self.weights = lpips_net, lpips_weights
+
+    def distance(self, preds: Tensor, target: Tensor) -> Tensor:
+        """LPIPS (N,) of RGB (N, 3, H, W) in [0, 1]."""
+        return metrics.lpips(preds, target, net=self.net, weights=self.weights)
+
+    def score(self, scores: Scores, preds: Tensor, truth: Tensor, teacher: Tensor | None) -> None:
+        """Add the values of pictures (N, 3, H, W) to ``scores``."""
+        scores.add("lpips", self.distance(preds, truth))
+        if teacher is not None:
+            scores.add("lpips_vs_teacher", self.distance(preds, teacher))
+        for column, name in TRUTH_METRICS.items():
+            if column in scores.missing:
+                continue
+            try:
+                scores.add(column, getattr(metrics, name)(preds, truth))
+            except PareError as error:  # MS-SSIM of small photos
+                scores.missing[column] = str(error)
+        for column, image in (("colourfulness", preds), ("colourfulness_of_truth", truth)):
+            scores.add(column, (image.amax(dim=1) - image.amin(dim=1)).mean(dim=(1, 2)))
+
+
+@torch.inference_mode()
+def render(task: Task, inputs: Tensor, infer: Infer) -> tuple[Tensor, float]:
+    """Run one photo's input (1, C, H, W) and render it: RGB (1, 3, H, W) in [0, 1], and the time of the call, ms."""
+    array = np.ascontiguousarray(inputs.numpy())
+    start = time.perf_counter_ns()
+    output = infer(array)
+    spent = (time.perf_counter_ns() - start) / _NS_PER_MS
+    return task.render(inputs, torch.from_numpy(np.asarray(output, np.float32))), spent
+
+
+def end_to_end(task: Task, photo: NDArray[np.uint8], infer: Infer) -> NDArray[np.uint8]:
+    """What an app does: RGB (H, W, 3) uint8 -> tensors, colour conversion, engine, rendering -> RGB uint8."""
+    with torch.inference_mode():
+        inputs, _ = task.prepare(to_batch([photo]))
+        picture, _ = render(task, inputs, infer)
+        return to_uint8(picture)
+
+
+def to_uint8(picture: Tensor) -> NDArray[np.uint8]:
+    """RGB (1, 3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    pixels: NDArray[np.uint8] = (picture[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+    return pixels
+
+
+@torch.inference_mode()
+def evaluate(
+    contestants: Mapping[str, Infer],
+    task: Task,
+    photos: Photos,
+    judge: Judge,
+    *,
+    teacher: str | None,
+    progress: Progress = NULL_PROGRESS,
+) -> dict[str, Scores]:
+    """Show every photo to every contestant and to the do-nothing baseline.
+
+    Args:
+        contestants: Name -> a call that computes outputs (1, C, H, W) of inputs (1, C, H, W).
+        task: Makes inputs and renders outputs; its target, rendered, is the ground truth.
+        photos: What they are judged on.
+        judge: Scores.
+        teacher: Which contestant is the teacher; None: nothing is compared with a teacher.
+        progress: Where to report.
+
+    Returns:
+        Name -> scores, ``BASELINE`` among them. A contestant that raised has ``error`` and no means.
+    """
+    scores = {name: Scores() for name in (*contestants, BASELINE)}
+    order: Sequence[str] = sorted(contestants, key=lambda name: name != teacher)
+    with progress.track("Measuring quality", total=len(photos) * len(scores)) as bar:
+        for index in range(len(photos)):
+            inputs, target = task.prepare(to_batch([photos.load(index)]))
+            truth = task.render(inputs, target)
+            reference: Tensor | None = None
+            for name in order:
+                picture = _try(scores[name], task, inputs, contestants[name])
+                if picture is not None:
+                    reference = picture if name == teacher else reference
+                    judge.score(scores[name], picture, truth, reference)
+                bar.advance()
+            judge.score(scores[BASELINE], task.render(inputs, task.baseline(inputs)), truth, reference)
+            bar.advance()
+    return scores
+
+
+def _try(scores: Scores, task: Task, inputs: Tensor, infer: Infer) -> Tensor | None:
+    """Render one photo; None where this contestant fails or has failed, which is written down."""
+    if scores.error is not None:
+        return None
+    try:
+        picture, spent = render(task, inputs, infer)
+        if not bool(torch.isfinite(picture).all()):
+            fix = "export it in a higher precision: FP16 overflows, or its INT8 ranges are wrong"
+            raise ExportError(explain("output", expected="finite pixels", got="NaN or infinity", fix=fix))
+    except Exception as error:  # a third-party runtime may raise anything; the others go on
+        scores.error = error
+        return None
+    scores.infer_ms.append(spent)
+    return picture
