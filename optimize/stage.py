@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -86,14 +85,3 @@ class Stage(Protocol):
             The new artifact, inside ``out``, with ``parent_sha256`` of ``artifact``.
         """
         ...
-
-
-def config_from_json(config_type: type[Any], values: Mapping[str, Any], *, where: str) -> Any:
-    """Build a config from plain values, as a recipe file holds them; lists become tuples, text becomes paths or enums.
-
-    Raises:
-        ConfigError: An unknown key (the nearest is named), or a value that the config refuses.
-    """
-    from optimize.recipe import build
-
-    return build(config_type, values, where=where)

@@ -1,0 +1,214 @@
+"""One artifact a target and precision. What a target cannot do is written down, and the others go on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from export.files import remove
+from export.registry import get_target
+from models.artifact import Artifact, sidecar_of, write_json
+from models.errors import CheckpointError, MissingExtraError, PareError, RunFolderError, UnsupportedError, explain
+from models.progress import NULL_PROGRESS, Progress
+from models.spec import Precision
+from optimize.run_folder import disk_errors, fingerprint
+
+if TYPE_CHECKING:
+    from export.target import Target
+
+Status = Literal["built", "unsupported", "failed"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One artifact to make.
+
+    Attributes:
+        source: ``torch`` artifact to convert; None when the stage that makes it gave nothing.
+        target: Name of the target.
+        precision: Arithmetic.
+        path: Where to write it.
+        missing: Why ``source`` is None.
+    """
+
+    source: Artifact | None
+    target: str
+    precision: Precision
+    path: Path
+    missing: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For people, for example ``openvino int8``."""
+        return f"{self.target} {self.precision}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job.
+
+    Attributes:
+        job: The job.
+        status: ``built``, ``unsupported`` or ``failed``.
+        artifact: What was written, or None.
+        reason: Why not.
+        seconds: Wall time; 0 when an earlier run had made it.
+    """
+
+    job: Job
+    status: Status
+    artifact: Artifact | None = None
+    reason: str | None = None
+    seconds: float = 0.0
+
+
+def short_name(model: str) -> str:
+    """Return a file name for a model: the part behind the colon of ``package.module:factory``."""
+    return model.rpartition(":")[2]
+
+
+def plan(
+    sources: Mapping[Precision, Artifact],
+    *,
+    targets: Sequence[str],
+    precisions: Iterable[Precision],
+    folder: Path,
+    prefix: str = "",
+    missing: Mapping[Precision, str] | None = None,
+) -> list[Job]:
+    """List the artifacts of every target and precision.
+
+    Args:
+        sources: Artifact to convert by precision.
+        targets: Names of targets.
+        precisions: Wanted.
+        folder: Where artifacts go: ``<prefix><model>-<precision><suffix>``.
+        prefix: Start of the file names.
+        missing: Why a precision has no source.
+    """
+    any_source = next(iter(sources.values()))
+    jobs = []
+    for name in targets:
+        target = get_target(name)
+        for precision in precisions:
+            source = sources.get(precision)
+            model = short_name((source or any_source).model)
+            path = folder / f"{prefix}{model}-{precision}{target.suffix}"
+            jobs.append(Job(source, name, precision, path, (missing or {}).get(precision)))
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    input_size: tuple[int, int],
+    dynamic: bool = False,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress = NULL_PROGRESS,
+) -> list[Outcome]:
+    """Do every job; an artifact that an earlier run made from the same source in the same way stays.
+
+    Raises:
+        RunFolderError: The disk is full: nothing more can be written.
+    """
+    outcomes = []
+    with progress.track("Exporting", total=len(jobs)) as bar:
+        for job in jobs:
+            how = {
+                "input_size": input_size,
+                "dynamic": dynamic,
+                "options": dict((options or {}).get(job.target, {})),
+            }
+            outcomes.append(_run_job(job, how, progress))
+            bar.advance(1, last=job.label)
+    return outcomes
+
+
+def _run_job(job: Job, how: Mapping[str, Any], progress: Progress) -> Outcome:
+    if job.source is None:
+        return Outcome(job, "failed", reason=job.missing or "there is nothing to export")
+    target = get_target(job.target)
+    if job.precision not in target.precisions:
+        text = explain(
+            f"precision of target {target.name}",
+            expected=" | ".join(str(p) for p in target.precisions),
+            got=job.precision,
+            fix="leave it out, or choose another target",
+        )
+        return Outcome(job, "unsupported", reason=text)
+    key = fingerprint(job.source.sha256, job.precision.value, how)
+    done = _made_before(job.path, key)
+    if done is not None:
+        return Outcome(job, "built", done)
+    start = time.perf_counter()
+    try:
+        with disk_errors(job.path):
+            artifact = _export(job, target, how, progress)
+            _note_key(artifact, key)
+    except RunFolderError:
+        raise
+    except (MissingExtraError, UnsupportedError) as error:
+        return Outcome(job, "unsupported", reason=str(error))
+    except Exception as error:  # a third-party converter may raise anything; the other targets go on
+        remove(job.path)
+        text = str(error) if isinstance(error, PareError) else f"{type(error).__name__}: {error}"
+        return Outcome(job, "failed", reason=" ".join(text.split())[:1000])
+    return Outcome(job, "built", artifact, seconds=time.perf_counter() - start)
+
+
+def _export(job: Job, target: Target, how: Mapping[str, Any], progress: Progress) -> Artifact:
+    assert job.source is not None
+    return target.load().export(
+        job.source,
+        job.path,
+        precision=job.precision,
+        input_size=how["input_size"],
+        dynamic=how["dynamic"],
+        options=how["options"],
+        progress=progress,
+    )
+
+
+def _key_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.key.json")
+
+
+def _note_key(artifact: Artifact, key: str) -> None:
+    write_json(_key_file(artifact.path), {"key": key, "sha256": artifact.sha256})
+
+
+def _made_before(path: Path, key: str) -> Artifact | None:
+    """Return the artifact at ``path`` when it was made by a job of this key and is whole."""
+    import json
+
+    try:
+        note = json.loads(_key_file(path).read_text(encoding="utf-8"))
+        if note.get("key") != key:
+            return None
+        artifact = Artifact.load(path)
+    except (OSError, ValueError, AttributeError, CheckpointError):
+        return None
+    return artifact if artifact.sha256 == note.get("sha256") else None
+
+
+def remove_strangers(folder: Path, jobs: Iterable[Job]) -> None:
+    """Remove what earlier runs left in ``folder`` and no job makes any more."""
+    wanted = {name for job in jobs for name in (job.path.name, sidecar_of(job.path).name, _key_file(job.path).name)}
+    wanted |= {job.path.with_suffix(suffix).name for job in jobs for suffix in (".ort", ".ort.json")}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in wanted:
+            remove(path)
+
+
+def move(artifact: Artifact, folder: Path) -> Artifact:
+    """Move an artifact with its sidecar into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / artifact.path.name
+    remove(target)
+    for source, place in ((artifact.path, target), (sidecar_of(artifact.path), sidecar_of(target))):
+        source.replace(place)
+    _key_file(artifact.path).unlink(missing_ok=True)
+    return replace(artifact, path=target)

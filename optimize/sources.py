@@ -1,0 +1,172 @@
+"""From a recipe to what stages work on: the photos of each kind, and the teacher as an artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.artifact import Artifact, load_network, save_network, sha256_of
+from models.errors import DataError, InputSizeError, PareError, UsageError, explain
+from models.photos import PhotoSet, embedded_photos, open_photos
+from models.progress import NULL_PROGRESS, Progress
+from models.registry import WEIGHTS, create_model, get_spec
+from optimize.photo_sets import resolve
+from optimize.stage import StageContext
+
+if TYPE_CHECKING:
+    from optimize.recipe import DataRecipe, Recipe, TeacherRecipe
+
+TEACHER_STAGES = ("teacher",)
+
+
+@dataclass(frozen=True)
+class Photos:
+    """The photos of a run; training and evaluation never share one.
+
+    Attributes:
+        train: To learn from.
+        eval: To measure with.
+        calibration: For the value ranges of INT8.
+    """
+
+    train: PhotoSet
+    eval: PhotoSet
+    calibration: PhotoSet
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints by kind."""
+        return {name: getattr(self, name).fingerprint for name in ("train", "eval", "calibration")}
+
+    def describe(self) -> str:
+        """Say how many there are, for example ``24 to train, 4 to measure; 3 skipped (2 grey, 1 corrupt)``."""
+        text = f"{len(self.train)} to train, {len(self.eval)} to measure, {len(self.calibration)} to calibrate"
+        distinct = {id(part.skipped): part for part in (self.train, self.eval, self.calibration)}
+        notes = [part.describe_skipped() for part in distinct.values() if part.skipped]
+        return "; ".join([text, *notes])
+
+    def skipped(self) -> list[dict[str, str]]:
+        """List what was skipped, with reasons, as JSON values."""
+        distinct = {id(part.skipped): part.skipped for part in (self.train, self.eval, self.calibration)}
+        return [{"photo": str(s.path), "reason": s.reason} for part in distinct.values() for s in part]
+
+
+def open_recipe_photos(recipe: DataRecipe, *, seed: int, progress: Progress = NULL_PROGRESS) -> Photos:
+    """Open the photos of a recipe; a photo set on the network is downloaded first.
+
+    Raises:
+        DataError: A folder without usable photos, or one that serves two purposes.
+    """
+    if recipe.source is None:
+        train, held = embedded_photos("train"), embedded_photos("eval")
+    elif recipe.eval is not None:
+        train, held = _open(recipe.source, recipe, progress), _open(recipe.eval, recipe, progress)
+        _check_apart(train, held, "--data and --eval-data")
+    else:
+        train, held = _open(recipe.source, recipe, progress).split(recipe.eval_fraction, seed=seed)
+    held = held.sample(recipe.eval_photos, seed=seed, verify=True)
+    calibration = train
+    if recipe.calibration is not None:
+        calibration = _open(recipe.calibration, recipe, progress)
+        _check_apart(calibration, held, "--calibration-data and the evaluation photos")
+    return Photos(train, held, calibration)
+
+
+def _open(source: str, recipe: DataRecipe, progress: Progress) -> PhotoSet:
+    return open_photos(resolve(source, progress=progress), keep_grey=recipe.keep_grey)
+
+
+def _check_apart(one: PhotoSet, other: PhotoSet, what: str) -> None:
+    shared = {path.resolve() for path in one.paths} & {path.resolve() for path in other.paths}
+    if shared:
+        fix = "pass two folders that share no photo, or leave out --eval-data: a tenth of --data is held out then"
+        got = f"{len(shared)} photos in both, for example {min(shared).name}"
+        raise DataError(explain(what, expected="different photos", got=got, fix=fix))
+
+
+def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:
+    """Return the teacher as a ``torch`` artifact.
+
+    The shipped weights are used where they lie; an artifact of Pare likewise; other weights are loaded into the
+    network and saved to ``folder``.
+
+    Raises:
+        UnknownNameError: No such model.
+        CheckpointError: Weights missing, damaged, or of another architecture.
+    """
+    from models.artifact import sidecar_of
+
+    spec = get_spec(recipe.model, task=recipe.task)
+    if recipe.weights is not None and sidecar_of(recipe.weights).exists():
+        return _known_artifact(recipe, spec.task)
+    if recipe.weights is None and recipe.model == spec.name and spec.weights and (WEIGHTS / spec.weights).exists():
+        return Artifact.load(WEIGHTS / spec.weights)
+    own = ":" in recipe.model
+    net = create_model(recipe.model, pretrained=recipe.weights is None and not own, weights=recipe.weights)
+    path = folder / "teacher.safetensors"
+    artifact = save_network(net, path, model=recipe.model, task=spec.task, stages=TEACHER_STAGES)
+    load_network(artifact)  # a factory that answers differently each time is found here, not after hours
+    return artifact
+
+
+def _known_artifact(recipe: TeacherRecipe, task: str) -> Artifact:
+    assert recipe.weights is not None
+    artifact = Artifact.load(recipe.weights)
+    if artifact.model != recipe.model or artifact.task != task:
+        fix = f"pass --teacher {artifact.model}"
+        got = f"{artifact.model} ({artifact.task})"
+        expected = f"{recipe.model} ({task})"
+        raise UsageError(explain(f"{recipe.weights}", expected=expected, got=got, fix=fix))
+    return artifact
+
+
+def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
+    """Run ``artifact`` once on zeros of ``input_size`` and look at what comes out.
+
+    Raises:
+        InputSizeError: The network cannot take this size, or answers with another shape.
+    """
+    import torch
+
+    spec = get_spec(artifact.model, task=artifact.task)
+    spec.size.check(*input_size)
+    channels = [tensor.shape[1] for tensor in (spec.inputs[0], spec.outputs[0])]
+    want = (1, channels[1], *input_size)
+    try:
+        with torch.inference_mode():
+            got: object = tuple(load_network(artifact)(torch.zeros(1, int(channels[0]), *input_size)).shape)
+    except PareError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        got = str(error).splitlines()[0]
+    if got != want:
+        height, width = input_size
+        what = f"{artifact.model} on input (1, {channels[0]}, {height}, {width})"
+        fix = "pass another --input-size, or the --task whose tensors this network takes and gives"
+        raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
+
+
+def make_context(
+    recipe: Recipe, photos: Photos, teacher: Artifact | None, *, cache: Path, progress: Progress
+) -> StageContext:
+    """Gather what stages need."""
+    return StageContext(
+        train=photos.train,
+        eval=photos.eval,
+        calibration=photos.calibration,
+        input_size=recipe.input_size,
+        seed=recipe.seed,
+        device=recipe.device,
+        threads=recipe.threads,
+        lpips_net=recipe.lpips_net,
+        lpips_weights=recipe.lpips_weights,
+        teacher=teacher,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def weights_fingerprint(path: Path | None) -> str | None:
+    """Hash the LPIPS weights that a recipe names; None where it names none."""
+    return sha256_of(path)[:16] if path is not None and path.exists() else None
