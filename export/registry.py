@@ -28,6 +28,7 @@ _ROWS = (
         precisions=(_FP32, _FP16, _INT8),
         devices=("cpu", "cuda"),
         extra="onnx",
+        other_suffixes=(".ort",),
         tolerance={_FP32: 1e-4, _FP16: 1e-2, _INT8: 0.15},
         module="export.to_onnx",
         options={
@@ -112,6 +113,6 @@ def target_of(path: Path) -> Target:
         UnknownNameError: No target has this suffix.
     """
     for row in TARGETS.values():
-        if path.suffix == row.suffix:
+        if path.suffix in (row.suffix, *row.other_suffixes):
             return row
     raise UnknownNameError("artifact suffix", path.suffix, [row.suffix for row in TARGETS.values()])

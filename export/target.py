@@ -66,6 +66,7 @@ class Target:
         dynamic_shapes: Height and width may stay open.
         exports: False for the PyTorch reference, which only runs.
         options: Names that ``options`` takes, with a description each.
+        other_suffixes: Suffixes that its runner opens too.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Target:
     dynamic_shapes: bool = True
     exports: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
+    other_suffixes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if missing := [str(p) for p in self.precisions if not self.tolerance.get(p, 0) > 0]:

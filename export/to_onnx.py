@@ -7,20 +7,17 @@ module, so that "keep ``head`` in higher precision" means the same in every dial
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract, contract_of, embedded
-from export.files import check_output, write_bytes
+from export.files import check_output, replacing, write_bytes
+from export.quiet import quiet
 from export.registry import get_target
 from models.artifact import Artifact, load_network
-from models.errors import ExportError, UsageError, explain, require
+from models.errors import ExportError, PareError, UnsupportedError, UsageError, explain, require
 from models.progress import NULL_PROGRESS, Progress
 from models.spec import ModelSpec, Precision
 
@@ -68,6 +65,8 @@ def export(
     target.check_precision(precision)
     output = check_output(output, target)
     given = target.check_options(options)
+    if given.get("ort") and precision is Precision.FP16:
+        _refuse_half_ort()
     contract = contract_of(artifact, precision=precision, input_size=input_size, dynamic=dynamic)
     with progress.track(f"ONNX {precision}", total=3) as bar:
         model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=int(given.get("opset", OPSET)))
@@ -85,7 +84,7 @@ def export(
         bar.advance()
         created = write_onnx(model, output, artifact=artifact, contract=contract, metadata=notes)
         if given.get("ort"):
-            write_ort(created.path)
+            write_ort(created)
         bar.advance()
     return created
 
@@ -106,11 +105,48 @@ def record_of(artifact: Artifact, given: Quantization | None) -> Quantization:
 
 
 def lower(model: ModelProto, record: Quantization, dialect: Dialect) -> ModelProto:
-    """Insert the quantize and dequantize nodes of ``record`` in the dialect of ``onnxruntime`` or ``tensorrt``."""
+    """Insert the quantize and dequantize nodes of ``record`` in the dialect of ``onnxruntime`` or ``tensorrt``.
+
+    The calibration inputs may have another size than the graph: they are measured at their own.
+
+    Raises:
+        ExportError: The graph cannot be computed at the size of the calibration inputs.
+    """
     from export.quantization import lower_qdq
 
-    with quiet():
-        return lower_qdq(model, record, dialect, layer_nodes(model))
+    shapes = _open_sides(model)
+    try:
+        with quiet():
+            lowered = lower_qdq(model, record, dialect, layer_nodes(model))
+    except PareError:
+        raise
+    except Exception as error:  # onnxruntime raises its own exceptions, which share no base class
+        fix = "run `python -m optimize quantize` with the --input-size of the export"
+        got = str(error).strip().splitlines()[0]
+        raise ExportError(explain("calibration", expected="inputs that the graph takes", got=got, fix=fix)) from error
+    finally:
+        _close_sides(model, shapes)
+    _close_sides(lowered, shapes)
+    return lowered
+
+
+def _open_sides(model: ModelProto) -> list[tuple[int, ...]]:
+    """Free batch, height and width of inputs and outputs in place; return what they were (0: already open)."""
+    shapes = []
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        shapes.append(tuple(dim.dim_value for dim in dims))
+        for axis, name in ((0, "N"), (2, "H"), (3, "W")):
+            if axis < len(dims):
+                dims[axis].dim_param = name
+    return shapes
+
+
+def _close_sides(model: ModelProto, shapes: list[tuple[int, ...]]) -> None:
+    for value, shape in zip((*model.graph.input, *model.graph.output), shapes, strict=True):
+        for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if side:
+                dim.dim_value = side
 
 
 def float_onnx(
@@ -273,6 +309,7 @@ def write_onnx(
 ) -> Artifact:
     """Write ``model`` with its contract inside, and the sidecar."""
     onnx = require("onnx", "onnx")
+    model.graph.ClearField("value_info")
     onnx.helper.set_model_props(model, embedded(contract, artifact))
     write_bytes(output, model.SerializeToString())
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
@@ -280,42 +317,39 @@ def write_onnx(
     return Artifact.create(output, format="onnx", parent=artifact, precision=contract.precision, metadata=content)
 
 
-def write_ort(path: Path) -> Path:
-    """Write ``FILE.ort``, the flat-buffer format of ONNX Runtime Mobile, beside ``path`` and return its path.
+def _refuse_half_ort() -> None:
+    fix = "choose one of these, or ship the .onnx"
+    raise UnsupportedError(explain("precision of an .ort file", expected="fp32 | int8", got="fp16", fix=fix))
+
+
+def write_ort(artifact: Artifact) -> Artifact:
+    """Write ``FILE.ort``, the flat-buffer format of ONNX Runtime Mobile, beside an ONNX artifact, with a sidecar.
 
     Raises:
+        UnsupportedError: An FP16 artifact: the format fixes the kernels of the machine that writes it, and on a
+            processor without half-precision kernels that turns the graph back to FP32.
         ExportError: The converter failed.
     """
+    if artifact.precision is Precision.FP16:
+        _refuse_half_ort()
     ort = require("onnxruntime", "onnx")
-    output = path.with_suffix(".ort")
+    output = artifact.path.with_suffix(".ort")
     settings = ort.SessionOptions()
-    settings.optimized_model_filepath = str(output)
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.add_session_config_entry("session.save_model_format", "ORT")
     settings.log_severity_level = 3
     try:
-        ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        with replacing(output) as temporary:
+            settings.optimized_model_filepath = str(temporary)
+            ort.InferenceSession(str(artifact.path), settings, providers=["CPUExecutionProvider"])
+    except PareError:
+        raise
     except Exception as error:  # onnxruntime raises its own exceptions, which share no base class
-        fix = "export with another precision, or leave out the option ort"
+        fix = "leave out the option ort"
         raise ExportError(explain(f"{output.name}", expected="an .ort file", got=error, fix=fix)) from error
-    return output
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' own warnings and prints away from the user's terminal."""
-    names = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxslim", "torch", "ONNXSlim")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    return Artifact.create(
+        output, format="onnx", parent=artifact, precision=artifact.precision, metadata=artifact.metadata
+    )
 
 
 def open_runner(path: Path, *, device: str = "cpu", threads: int | None = None) -> Runner:

@@ -1,0 +1,161 @@
+"""FP16 in the graph: weights and arithmetic in half precision, FP32 in and out, what would overflow kept in FP32.
+
+ONNX Runtime, TensorRT (strongly typed) and OpenVINO all take the same cast graph. A node stays in FP32 when one of its
+tensors gets near the largest half (65504) on inputs of the contract's range, when its operator is one that sums or
+exponentiates, or when the caller names its layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from export.contract import Contract
+from models.errors import UsageError, explain, require
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from onnx import ModelProto
+
+LIMIT = 65504.0 / 4
+_ALWAYS_FLOAT = (
+    "CumSum",
+    "Exp",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "Log",
+    "LpNormalization",
+    "NonMaxSuppression",
+    "Pow",
+    "Range",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+    "ReduceProd",
+    "ReduceSumSquare",
+    "Reciprocal",
+    "TopK",
+)
+
+
+def to_half(model: ModelProto, contract: Contract, *, keep: tuple[str, ...] = ()) -> tuple[ModelProto, list[str]]:
+    """Cast a float graph to FP16 with FP32 inputs and outputs.
+
+    Args:
+        model: Float graph of ``float_onnx``; not changed.
+        contract: Ranges and shapes of its inputs, which are probed for overflow.
+        keep: Torch module names of layers that stay in FP32.
+
+    Returns:
+        The graph, and the names of the nodes that stayed in FP32.
+
+    Raises:
+        UsageError: ``keep`` names no layer of the graph.
+    """
+    onnx = require("onnx", "onnx")
+    converter = require("onnxruntime.transformers.float16", "onnx")
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    blocked = sorted({*_named(model, keep), *_overflowing(model, contract), *_of_kind(model, _ALWAYS_FLOAT)})
+    half: ModelProto = converter.convert_float_to_float16(
+        copy,
+        keep_io_types=True,
+        disable_shape_infer=False,
+        op_block_list=list(_ALWAYS_FLOAT),
+        node_block_list=blocked,
+    )
+    _sort(half)
+    half.graph.ClearField("value_info")
+    onnx.checker.check_model(half, full_check=True)
+    return half, blocked
+
+
+def _of_kind(model: ModelProto, kinds: Iterable[str]) -> list[str]:
+    return [node.name for node in model.graph.node if node.op_type in kinds]
+
+
+def _named(model: ModelProto, keep: tuple[str, ...]) -> list[str]:
+    found = []
+    for module in keep:
+        names = [node.name for node in model.graph.node if node.name == module or node.name.startswith(module + ".")]
+        if not names:
+            from export.to_onnx import layer_nodes
+
+            fix = "use the name of a layer with weights"
+            raise UsageError(explain("keep_fp32", expected=" | ".join(layer_nodes(model)), got=repr(module), fix=fix))
+        found += names
+    return found
+
+
+def _overflowing(model: ModelProto, contract: Contract) -> list[str]:
+    """Return the nodes that read or write a value above ``LIMIT`` on zeros, ones and noise in the contract's range."""
+    peaks = _peaks(model, contract)
+    return [
+        node.name
+        for node in model.graph.node
+        if any(peaks.get(name, 0.0) > LIMIT for name in (*node.input, *node.output))
+    ]
+
+
+def _peaks(model: ModelProto, contract: Contract) -> dict[str, float]:
+    import numpy as np
+
+    onnx, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
+    peaks: dict[str, float] = {}
+    for item in model.graph.initializer:
+        if item.data_type == onnx.TensorProto.FLOAT:
+            values = np.abs(onnx.numpy_helper.to_array(item))
+            peaks[item.name] = float(values.max()) if values.size else 0.0
+    probe = onnx.shape_inference.infer_shapes(model)
+    outputs = {value.name for value in probe.graph.output}
+    floats = [value for value in probe.graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+    probe.graph.output.extend(value for value in floats if value.name not in outputs)
+    names = [value.name for value in probe.graph.output]
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(probe.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    for feeds in _probes(contract):
+        for name, value in zip(names, session.run(names, feeds), strict=True):
+            peaks[name] = max(peaks.get(name, 0.0), float(np.abs(value).max()))
+    return peaks
+
+
+def _probes(contract: Contract) -> list[dict[str, NDArray[np.float32]]]:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    sides: dict[str, int] = {"N": 1, "H": contract.input_size[0], "W": contract.input_size[1]}
+
+    def fill(kind: str) -> dict[str, Any]:
+        feeds = {}
+        for spec in contract.inputs:
+            low, high = spec.value_range or (0.0, 1.0)
+            shape = [sides.get(side, 1) if isinstance(side, str) else side for side in spec.shape]
+            values = {"low": np.full(shape, low), "high": np.full(shape, high), "noise": rng.uniform(low, high, shape)}
+            feeds[spec.name] = values[kind].astype(np.float32)
+        return feeds
+
+    return [fill(kind) for kind in ("low", "high", "noise")]
+
+
+def _sort(model: ModelProto) -> None:
+    """Put the nodes in an order in which every tensor is written before it is read."""
+    ready = {item.name for item in model.graph.initializer} | {item.name for item in model.graph.input} | {""}
+    waiting, ordered = list(model.graph.node), []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in ready for name in node.input):
+                ordered.append(node)
+                ready.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            ordered += later  # a loop; onnx.checker explains it
+            break
+        waiting = later
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)

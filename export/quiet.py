@@ -1,0 +1,28 @@
+"""Keeps what converters warn and print away from the user's terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+
+_NAMES = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxslim", "ONNXSlim", "nncf", "openvino")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the loggers, warnings and prints of the converters inside of the block; errors still pass."""
+    loggers = [logging.getLogger(name) for name in (*_NAMES, None)]
+    levels = [logger.level for logger in loggers]
+    sink = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
