@@ -194,9 +194,10 @@ def _made_before(path: Path, key: str) -> Artifact | None:
     return artifact if artifact.sha256 == note.get("sha256") else None
 
 
-def remove_strangers(folder: Path, jobs: Iterable[Job]) -> None:
-    """Remove what earlier runs left in ``folder`` and no job makes any more."""
-    wanted = {name for job in jobs for name in (job.path.name, sidecar_of(job.path).name, _key_file(job.path).name)}
+def remove_strangers(folder: Path, jobs: Iterable[Job], *, keep: Iterable[str] = ()) -> None:
+    """Remove what earlier runs left in ``folder``, no job makes any more, and ``keep`` does not name."""
+    wanted = set(keep)
+    wanted |= {name for job in jobs for name in (job.path.name, sidecar_of(job.path).name, _key_file(job.path).name)}
     wanted |= {job.path.with_suffix(suffix).name for job in jobs for suffix in (".ort", ".ort.json")}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name not in wanted:

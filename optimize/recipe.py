@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.metrics import LPIPS_NETS
 from models.errors import ConfigError, RunFolderError, UnknownNameError, explain
 from models.spec import Precision
 from optimize.config import assign, build, merge, to_plain
@@ -196,9 +197,6 @@ class Recipe:
             raise ConfigError(explain("input size", expected="positive pixels", got=self.input_size, fix=fix))
         if self.lpips_net not in LPIPS_NETS:
             raise UnknownNameError("LPIPS net", self.lpips_net, LPIPS_NETS)
-
-
-LPIPS_NETS = ("lite", "squeeze", "alex", "vgg")
 
 
 def recipe_from(content: Mapping[str, Any]) -> Recipe:

@@ -68,12 +68,21 @@ def check_space(path: Path, megabytes: float) -> None:
         raise RunFolderError(explain(f"disk of {home}", expected=f"{megabytes:.0f} MB", got=got, fix=fix))
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``; empty when there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 class RunFolder:
     """A folder that one run owns.
 
     Args:
         root: The folder.
-        entries: Names inside that runs of this kind write; only these are ever removed.
+        entries: Names or patterns inside that runs of this kind write; only these are ever removed.
     """
 
     def __init__(self, root: Path, entries: tuple[str, ...]) -> None:
@@ -141,13 +150,7 @@ class RunFolder:
 
     def _mark(self) -> dict[str, Any] | None:
         path = self.root / MARK
-        if not path.exists():
-            return None
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return content if isinstance(content, dict) else {}
-        except (OSError, ValueError):
-            return {}
+        return read_json(path) if path.exists() else None
 
     def _foreign(self) -> list[str]:
         if not self.root.is_dir():
@@ -163,8 +166,14 @@ class RunFolder:
             raise RunFolderError(explain(f"{self.root}", expected="an empty folder", got=got, fix=fix))
 
     def _clear(self) -> None:
-        for name in (*self.entries, MARK):
-            remove(self.root / name)
+        clear(self.root, (*self.entries, MARK))
+
+
+def clear(folder: Path, patterns: tuple[str, ...]) -> None:
+    """Remove the files and folders directly in ``folder`` that match one of ``patterns``."""
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            remove(path)
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], *, limit: int = 3) -> str:
@@ -208,10 +217,11 @@ class StageFolder:
         path: Folder.
         name: Stage.
         key: Fingerprint that its result must have.
+        entries: Names or patterns of what stages write; what is removed when another fingerprint comes.
     """
 
-    def __init__(self, path: Path, name: str, key: str) -> None:
-        self.path, self.name, self.key = path, name, key
+    def __init__(self, path: Path, name: str, key: str, *, entries: tuple[str, ...] = ("*",)) -> None:
+        self.path, self.name, self.key, self.entries = path, name, key, entries
 
     @property
     def file(self) -> Path:
@@ -240,7 +250,7 @@ class StageFolder:
         """Make the folder ready: kept when a run of this fingerprint was interrupted, else emptied."""
         record = self.read()
         if record is None or record.status == "finished":
-            remove(self.path)
+            clear(self.path, self.entries)
             record = StageRecord(self.name, self.key)
         return self.write(replace(record, status="running", reason=None))
 

@@ -1,0 +1,192 @@
+"""The whole path: teacher -> stages -> one artifact a target and precision -> measured report and bundle. Resumable.
+
+The folder of a run::
+
+    recipe.yaml              the recipe with every default filled in
+    skipped_photos.json      photos that were not used, with reasons
+    stages/00-teacher/       scores of the teacher (and its weights, where they are your own)
+    stages/01-distill/ ...   stage.json, the artifact, checkpoints of what was interrupted
+    artifacts/               what to ship; reference/ holds the teacher and earlier stages in the same engines
+    rejected/                artifacts that lost more LPIPS than the gate allows
+    report/                  report.json, report.md, index.html, front.svg, pictures
+    bundle/                  what an app developer receives
+    cache/                   teacher answers; can be removed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.artifact import Artifact, write_json
+from models.progress import NULL_PROGRESS, Progress
+from models.registry import get_task
+from models.spec import Precision
+from optimize import shipping
+from optimize.exports import Job, plan, remove_strangers, run_jobs
+from optimize.recipe import Recipe, resolve, stage_config, write_yaml
+from optimize.registry import get_stage
+from optimize.run_folder import Policy, RunFolder, StageFolder, check_space, fingerprint, read_json
+from optimize.run_state import REFERENCE, Run
+from optimize.sources import Photos, check_size, make_context, open_recipe_photos, open_teacher, weights_fingerprint
+from optimize.steps import StageJudge, run_judged_stage, stage_fingerprint
+
+if TYPE_CHECKING:
+    from optimize.stage import StageContext
+
+ENTRIES = (
+    "recipe.yaml",
+    "skipped_photos.json",
+    "stages",
+    "artifacts",
+    "rejected",
+    "report",
+    "bundle",
+    "cache",
+)
+_NEEDED_MB = 600.0
+#: Shares of ``budget_minutes``.
+_SHARES = {"distill": 0.45, "prune": 0.35, "quantize": 0.2}
+#: Teacher answers that the default distillation computes; few photos are cropped more often.
+_CROPS = 1500
+_MAX_VIEWS = 48
+
+
+def run_pipeline(
+    recipe: Recipe, root: Path, *, policy: Policy = "same", progress: Progress = NULL_PROGRESS
+) -> dict[str, Any]:
+    """Run ``recipe`` in the folder ``root`` and return a summary (JSON values).
+
+    What is finished in ``root`` is not run again. Interrupt it at any time and run it again to go on.
+
+    Args:
+        recipe: What to do.
+        root: Folder of the run.
+        policy: What happens when ``root`` holds a run of another recipe; see ``RunFolder.claim``.
+        progress: Where to report.
+
+    Raises:
+        PareError: Bad input, NaN loss, a full disk, a folder that holds another run, or nothing left to ship.
+    """
+    from benchmarks.metrics import load_lpips
+
+    for name in recipe.stages:
+        stage_config(recipe, name)
+    load_lpips(recipe.lpips_net, recipe.lpips_weights)
+    photos = open_recipe_photos(recipe.data, seed=recipe.seed, progress=progress)
+    progress.note(f"Photos: {photos.describe()}")
+    configs = {name: stage_config(recipe, name, stage_defaults(name, recipe, photos)) for name in recipe.stages}
+    resolved = resolve(recipe, configs)
+    folder = RunFolder(root, ENTRIES)
+    check_space(root, _NEEDED_MB)
+    if folder.claim(resolved, policy=policy):
+        progress.note(f"Going on with the run in {root}")
+    with folder.locked():
+        write_yaml(root / "recipe.yaml", resolved)
+        teacher = open_teacher(recipe.teacher, root / "stages" / "00-teacher")
+        check_size(teacher, recipe.input_size)
+        run = Run(root, recipe, resolved, teacher)
+        context = make_context(recipe, photos, teacher, cache=root / "cache", progress=progress)
+        _run_stages(run, configs, context)
+        write_json(root / "skipped_photos.json", photos.skipped())
+        _export(run, context)
+        shipping.measure(run, context)
+        shipping.gate(run, progress)
+        shipping.bundle(run, context)
+    return shipping.summarize(run)
+
+
+def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
+    """Return what a stage's config gets from the run where the recipe says nothing: time, and crops a photo."""
+    known = {item.name for item in fields(get_stage(name).config_type)}
+    defaults: dict[str, Any] = {}
+    share = recipe.budget_minutes and recipe.budget_minutes * _share(name, recipe.stages)
+    if share and "fit" in known:
+        defaults["fit"] = {"max_minutes": share}
+    elif share and "max_minutes" in known:
+        defaults["max_minutes"] = share
+    if name == "distill":
+        views = min(max(_CROPS // len(photos.train), 1), _MAX_VIEWS)
+        defaults["fit"] = {**defaults.get("fit", {}), "repeat": views}
+    return defaults
+
+
+def _share(name: str, stages: Sequence[str]) -> float:
+    return _SHARES.get(name, 0.2) / sum(_SHARES.get(other, 0.2) for other in stages)
+
+
+def _run_stages(run: Run, configs: Mapping[str, Any], context: StageContext) -> None:
+    judge = StageJudge(context, run.recipe.gate)
+    run.teacher_scores = _teacher_scores(run, judge)
+    scores = run.teacher_scores
+    context.progress.note(
+        f"teacher: LPIPS-{scores['lpips_net']} {scores['lpips']:.4f}; "
+        f"{get_task(run.teacher.task).do_nothing}: {scores['lpips_do_nothing']:.4f}"
+    )
+    current = run.teacher
+    for number, (name, config) in enumerate(configs.items(), start=1):
+        key = stage_fingerprint(name, config, current, context)
+        folder = StageFolder(run.root / "stages" / f"{number:02d}-{name}", name, key)
+        result = run_judged_stage(name, config, current, context, folder, judge, scores)
+        run.stages.append(result)
+        if result.record.accepted and result.artifact is not None:
+            current = result.artifact
+
+
+def _teacher_scores(run: Run, judge: StageJudge) -> dict[str, Any]:
+    """Measure the teacher, or read what an earlier run of the same photos found."""
+    data = judge.data
+    weights = weights_fingerprint(data.lpips_weights)
+    key = fingerprint(run.teacher.sha256, data.eval.fingerprint, list(data.input_size), data.lpips_net, weights)
+    path = run.root / "stages" / "00-teacher" / "scores.json"
+    known = read_json(path)
+    if known.get("key") == key:
+        return dict(known["scores"])
+    scores = judge.measure(run.teacher)
+    write_json(path, {"key": key, "scores": scores})
+    return scores
+
+
+def _export(run: Run, context: StageContext) -> None:
+    """Export what is shipped to every target, and the teacher and the stages before it to the reference targets."""
+    recipe, folder = run.recipe.export, run.root / "artifacts"
+    *earlier, shipped = run.float_chain
+    sources: dict[Precision, Artifact] = {precision: shipped for precision in Precision}
+    del sources[Precision.INT8]
+    missing = {}
+    if run.quantized is not None:
+        sources[Precision.INT8] = run.quantized
+    else:
+        missing[Precision.INT8] = _why_not_quantized(run)
+    jobs = plan(sources, targets=recipe.targets, precisions=recipe.precisions, folder=folder, missing=missing)
+    for artifact in earlier:
+        sources = {Precision.FP32: artifact}
+        stage = "teacher" if artifact is run.teacher else artifact.stages[-1]
+        jobs += plan(
+            sources,
+            targets=recipe.reference_targets,
+            precisions=(Precision.FP32,),
+            folder=folder / REFERENCE,
+            prefix=f"{stage}-",
+        )
+    _clear_exports(folder, jobs)
+    size = run.recipe.input_size
+    progress = context.progress
+    run.outcomes = run_jobs(jobs, input_size=size, dynamic=recipe.dynamic, options=recipe.options, progress=progress)
+    for outcome in run.outcomes:
+        if outcome.status != "built":
+            progress.note(f"{outcome.job.label}: {outcome.status}: {outcome.reason}")
+
+
+def _why_not_quantized(run: Run) -> str:
+    for result in run.stages:
+        if result.record.name == "quantize":
+            return f"the quantize stage was not taken: {result.record.reason}"
+    return "the recipe has no quantize stage"
+
+
+def _clear_exports(folder: Path, jobs: Sequence[Job]) -> None:
+    remove_strangers(folder / REFERENCE, [job for job in jobs if job.path.parent == folder / REFERENCE])
+    remove_strangers(folder, [job for job in jobs if job.path.parent == folder], keep=(REFERENCE,))

@@ -1,0 +1,222 @@
+"""The end of a run: everything measured in one contest, the LPIPS gate, the report, the bundle, the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.row import BenchmarkRow
+from models.artifact import write_json
+from models.errors import QualityGateError, explain
+from models.progress import Progress
+from optimize.exports import Outcome, move
+from optimize.run_folder import fingerprint, read_json
+from optimize.run_state import REFERENCE, Run
+
+if TYPE_CHECKING:
+    from benchmarks.run import Benchmark
+    from benchmarks.settings import Settings
+    from optimize.stage import StageContext
+
+NOT_SHIPPED = "not shipped"
+
+
+def measure(run: Run, context: StageContext) -> None:
+    """Measure everything in one contest and write the report; an unchanged contest is not repeated."""
+    from benchmarks.machine import describe_machine
+    from benchmarks.run import benchmark
+
+    built = [outcome.artifact for outcome in run.outcomes if outcome.artifact is not None]
+    chosen = [run.teacher, *run.stage_artifacts, *built]
+    settings = _settings(run)
+    machine = describe_machine(threads=settings.threads).id
+    reasons = [[o.job.label, o.status, o.reason] for o in run.outcomes]
+    hashes = [artifact.sha256 for artifact in chosen]
+    key = fingerprint(hashes, reasons, settings.to_json(), run.resolved, context.eval.fingerprint, machine)
+    report = run.root / "report"
+    known = read_json(report / "report.json")
+    if known.get("rows") and read_json(report / ".key.json").get("key") == key:
+        context.progress.note(f"benchmark: finished before, not run again: {report}")
+        run.rows = [BenchmarkRow.from_json(row) for row in known["rows"]]
+        return
+    result = benchmark(
+        chosen, context.eval, teacher=run.teacher, settings=settings, root=run.root, progress=context.progress
+    )
+    rows = [*result.rows, *(_row_of_failure(run, outcome) for outcome in run.outcomes if outcome.artifact is None)]
+    teacher = next((row for row in rows if row.is_teacher), None)
+    run.rows = [_with_objection(run, row, teacher) for row in rows]
+    _write(run, result)
+    write_json(report / ".key.json", {"key": key})
+
+
+def _settings(run: Run) -> Settings:
+    from benchmarks.settings import Settings
+
+    recipe = run.recipe
+    return Settings(
+        input_size=recipe.input_size,
+        threads=recipe.threads,
+        lpips_net=recipe.lpips_net,
+        lpips_weights=recipe.lpips_weights,
+        seed=recipe.seed,
+        **asdict(recipe.benchmark),
+    )
+
+
+def _write(run: Run, result: Benchmark) -> None:
+    from benchmarks.report import write_report
+
+    write_report(
+        run.root / "report",
+        machine=result.machine,
+        recipe=run.resolved,
+        rows=run.rows,
+        pictures=result.pictures,
+        stages=stage_accounts(run),
+        notes=notes(run),
+        details=result.details,
+    )
+
+
+def stage_accounts(run: Run) -> list[dict[str, Any]]:
+    """List what the stages did, JSON values: ``stage``, ``seconds``, ``note``, scores, where the student started."""
+    accounts = []
+    for result in run.stages:
+        record = result.record
+        metadata: Mapping[str, Any] = result.artifact.metadata if result.artifact else {}
+        extra = {name: metadata[name] for name in ("start", "kept", "account", "speedup") if name in metadata}
+        taken = "taken" if record.accepted else f"not taken: {record.reason}"
+        row = {"stage": record.name, "seconds": record.seconds, "note": taken, "accepted": record.accepted}
+        accounts.append({**row, "scores": dict(record.scores or {}), **extra})
+    return accounts
+
+
+def notes(run: Run) -> list[str]:
+    """Say what a reader of the report must know."""
+    said = []
+    for result in run.stages:
+        metadata: Mapping[str, Any] = result.artifact.metadata if result.artifact else {}
+        if metadata.get("start") == "shipped":
+            end = ", which was kept: training did not bring it closer" if metadata.get("kept") == "start" else ""
+            said.append(f"The distillation started from the student that ships with Pare{end}.")
+        elif "start" in metadata:
+            said.append("The distillation started from random weights.")
+        if not result.record.accepted:
+            said.append(f"The stage {result.record.name} was not taken: {result.record.reason}.")
+    if run.recipe.data.source is None:
+        said.append("Trained and measured on the few sample photos of scikit-image and scikit-learn: pass --data.")
+    return said
+
+
+def _row_of_failure(run: Run, outcome: Outcome) -> BenchmarkRow:
+    job = outcome.job
+    source = job.source or run.float_chain[-1]
+    stages = source.stages if job.source else (*source.stages, "quantize")
+    return BenchmarkRow(
+        model=source.model,
+        task=source.task,
+        stage="teacher" if source is run.teacher and job.source else stages[-1],
+        target=job.target,
+        precision=job.precision.value,
+        artifact=job.path.relative_to(run.root).as_posix(),
+        sha256="",
+        parent_sha256=source.sha256,
+        stages=stages,
+        device="",
+        height=run.recipe.input_size[0],
+        width=run.recipe.input_size[1],
+        status="unsupported" if outcome.status == "unsupported" else "failed",
+        reason=outcome.reason or "unknown",
+    )
+
+
+def _with_objection(run: Run, row: BenchmarkRow, teacher: BenchmarkRow | None) -> BenchmarkRow:
+    """Add to a row that breaks the gate why it is not shipped."""
+    gate = run.recipe.gate
+    if teacher is None or row.lpips is None or teacher.lpips is None or gate.allow_drop or row.stage == "teacher":
+        return row
+    drop = row.lpips - teacher.lpips
+    if drop <= gate.max_lpips_drop:
+        return row
+    text = f"{NOT_SHIPPED}: LPIPS {drop:.4f} above the teacher's, the gate is {gate.max_lpips_drop:g}"
+    return replace(row, reason=f"{row.reason}; {text}" if row.reason else text)
+
+
+def gate(run: Run, progress: Progress) -> None:
+    """Move what breaks the gate from ``artifacts`` to ``rejected``.
+
+    Raises:
+        QualityGateError: Nothing is left to ship.
+    """
+    reasons = {row.artifact: row.reason for row in run.rows if row.reason and NOT_SHIPPED in row.reason}
+    kept = []
+    for outcome in run.outcomes:
+        reason = reasons.get(outcome.job.path.relative_to(run.root).as_posix())
+        if outcome.artifact is not None and reason and outcome.job.path.parent.name != REFERENCE:
+            progress.note(f"{outcome.job.label}: {reason}")
+            outcome = replace(outcome, artifact=move(outcome.artifact, run.root / "rejected"))
+            outcome = replace(outcome, status="failed", reason=reason)
+        kept.append(outcome)
+    run.outcomes = kept
+    if run.outcomes and not run.shipped:
+        got = "; ".join(f"{o.job.label}: {o.reason}" for o in run.outcomes if o.reason) or "none"
+        fix = f"read {run.root / 'report' / 'report.md'}; raise --max-lpips-drop, or pass --allow-drop"
+        raise QualityGateError(explain("run", expected="an artifact to ship", got=got, fix=fix))
+
+
+def bundle(run: Run, context: StageContext) -> None:
+    """Write what an app developer receives."""
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Return what a command line prints: where everything is, and the fastest artifact beside the teacher."""
+    return {
+        "output": str(run.root),
+        "report": str(run.root / "report" / "index.html"),
+        "bundle": str(run.root / "bundle"),
+        "stages": [
+            {
+                "name": result.record.name,
+                "accepted": result.record.accepted,
+                "reason": result.record.reason,
+                "seconds": result.record.seconds,
+                "lpips": (result.record.scores or {}).get("lpips"),
+                "artifact": str(result.artifact.path) if result.artifact else None,
+            }
+            for result in run.stages
+        ],
+        "artifacts": [
+            {
+                "target": outcome.job.target,
+                "precision": outcome.job.precision.value,
+                "status": outcome.status,
+                "reason": outcome.reason,
+                "path": str(outcome.artifact.path) if outcome.artifact else None,
+            }
+            for outcome in run.outcomes
+            if outcome.job.path.parent.name != REFERENCE
+        ],
+        "best": best_row(run),
+    }
+
+
+def best_row(run: Run) -> dict[str, Any] | None:
+    """Return the fastest shipped artifact that was timed, beside the teacher in PyTorch."""
+    teacher = next((row for row in run.rows if row.is_teacher), None)
+    names = {artifact.path.relative_to(run.root).as_posix() for artifact in run.shipped}
+    able = [row for row in run.rows if row.speedup and row.artifact in names]
+    if teacher is None or not able:
+        return None
+    best = max(able, key=lambda row: row.speedup or 0.0)
+    known = best.lpips is not None and teacher.lpips is not None
+    return {
+        "label": best.label,
+        "artifact": best.artifact,
+        "latency_p50_ms": best.latency_p50_ms,
+        "teacher_latency_p50_ms": teacher.latency_p50_ms,
+        "speedup": best.speedup,
+        "lpips": best.lpips,
+        "lpips_drop": (best.lpips or 0.0) - (teacher.lpips or 0.0) if known else None,
+        "lpips_net": best.lpips_net,
+    }
