@@ -23,7 +23,7 @@ class OrtRunner(CheckedRunner):
     """A graph in ONNX Runtime: float32 in, float32 out.
 
     Args:
-        path: ``.onnx`` or ``.ort`` file.
+        graph: ``.onnx`` or ``.ort`` file, or a serialized ONNX graph.
         device: ``cpu`` or ``cuda``.
         threads: Threads of one operator (operators run one after the other); None leaves it to the runtime.
         reason: Why this graph stands in for another artifact, or None when it is the artifact itself.
@@ -35,13 +35,13 @@ class OrtRunner(CheckedRunner):
     """
 
     def __init__(
-        self, path: Path, *, device: str = "cpu", threads: int | None = None, reason: str | None = None
+        self, graph: Path | bytes, *, device: str = "cpu", threads: int | None = None, reason: str | None = None
     ) -> None:
         if absent := why_not(device):
             fix = "use --device cpu"
             raise UnsupportedError(explain("onnxruntime", expected=f"device {device}", got=absent, fix=fix))
         ort = require("onnxruntime", "onnx")
-        session, load_ms = timed_load(lambda: _session(ort, path, device, threads))
+        session, load_ms = timed_load(lambda: _session(ort, graph, device, threads))
         contract = _contract(session)
         super().__init__(
             inputs=contract.inputs if contract else _specs(session.get_inputs()),
@@ -74,19 +74,21 @@ def why_not(device: str) -> str | None:
     return None
 
 
-def _session(ort: Any, path: Path, device: str, threads: int | None) -> Any:
+def _session(ort: Any, graph: Path | bytes, device: str, threads: int | None) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.inter_op_num_threads = 1
     if threads:
         settings.intra_op_num_threads = threads
+    source = graph if isinstance(graph, bytes) else str(graph)
     try:
-        return ort.InferenceSession(str(path), settings, providers=[_PROVIDERS[device]])
+        return ort.InferenceSession(source, settings, providers=[_PROVIDERS[device]])
     except Exception as error:  # onnxruntime raises its own exceptions, which share no base class
         fix = "export the artifact again"
         got = str(error).splitlines()[0]
-        raise CheckpointError(explain(f"{path}", expected="a graph for ONNX Runtime", got=got, fix=fix)) from error
+        what = "graph" if isinstance(graph, bytes) else str(graph)
+        raise CheckpointError(explain(what, expected="a graph for ONNX Runtime", got=got, fix=fix)) from error
 
 
 def _contract(session: Any) -> Contract | None:
