@@ -153,7 +153,7 @@ def _export(run: Run, context: StageContext) -> None:
     """Export what is shipped to every target, and the teacher and the stages before it to the reference targets."""
     recipe, folder = run.recipe.export, run.root / "artifacts"
     *earlier, shipped = run.float_chain
-    sources: dict[Precision, Artifact] = {precision: shipped for precision in Precision}
+    sources: dict[Precision, Artifact] = dict.fromkeys(Precision, shipped)
     del sources[Precision.INT8]
     missing = {}
     if run.quantized is not None:

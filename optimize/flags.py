@@ -1,0 +1,182 @@
+"""The flags of the command line and the place of each in a recipe. No torch import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+_WHAT, _DATA, _HOW, _OUT = "What", "Photos", "How", "Output"
+
+
+def _flag(*names: str, help: str, panel: str = _HOW, **options: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **options)
+
+
+# Typer reads these at run time, on Python 3.10 too, so Optional is spelled out.
+Teacher = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--teacher", help="Model name, or package.module:factory. Default: resnet18_unet.", panel=_WHAT),
+]
+Weights = Annotated[
+    Optional[Path],  # noqa: UP045
+    _flag("--weights", help="The teacher's checkpoint (safetensors). Default: the shipped one.", panel=_WHAT),
+]
+TaskName = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--task", help="Task of your own factory. Default: that of its spec, else colorize.", panel=_WHAT),
+]
+Student = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--student", help="Model name, or package.module:factory. Default: the teacher's.", panel=_WHAT),
+]
+Data = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--data", help="Folder, named photo set, or URL#sha256=DIGEST. Default: embedded samples.", panel=_DATA),
+]
+EvalData = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--eval-data", help="Photos to measure with. Default: a tenth of --data, held out.", panel=_DATA),
+]
+CalibrationData = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--calibration-data", help="Photos to calibrate INT8 with. Default: the training photos.", panel=_DATA),
+]
+CalibrationSamples = Annotated[
+    Optional[int],  # noqa: UP045
+    _flag("--calibration-samples", help="How many of them.", panel=_DATA, min=1),
+]
+EvalPhotos = Annotated[
+    Optional[int],  # noqa: UP045
+    _flag("--eval-photos", help="At most so many photos to measure with. Default: 32.", panel=_DATA, min=1),
+]
+InputSize = Annotated[
+    Optional[tuple[int, int]],  # noqa: UP045
+    _flag("--input-size", help="Height and width in pixels. Default: 256 256.", metavar="H W"),
+]
+Device = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--device", help="auto, cpu, cuda or mps: where stages train. Default: auto."),
+]
+Threads = Annotated[
+    Optional[int],  # noqa: UP045
+    _flag("--threads", help="Threads of PyTorch and of each engine.", min=1),
+]
+Seed = Annotated[Optional[int], _flag("--seed", help="Of everything random. Default: 0.", min=0)]  # noqa: UP045
+LpipsNet = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--lpips-net", help="lite, squeeze, alex or vgg. Default: lite."),
+]
+LpipsWeights = Annotated[
+    Optional[Path],  # noqa: UP045
+    _flag("--lpips-weights", help="File or folder with the weights of an official net."),
+]
+Minutes = Annotated[
+    Optional[float],  # noqa: UP045
+    _flag("--minutes", help="Training time; the schedule is shortened to fit."),
+]
+LearningRate = Annotated[Optional[float], _flag("--learning-rate", help="Peak of AdamW's rate.")]  # noqa: UP045
+MixedPrecision = Annotated[
+    Optional[str],  # noqa: UP045
+    _flag("--mixed-precision", help="no, bf16 or fp16."),
+]
+MaxLpipsDrop = Annotated[
+    Optional[float],  # noqa: UP045
+    _flag("--max-lpips-drop", help="Largest LPIPS that may be lost.", min=0.0),
+]
+AllowDrop = Annotated[
+    Optional[bool],  # noqa: UP045
+    _flag("--allow-drop", help="Go on and ship even if more is lost."),
+]
+PruningRatio = Annotated[
+    Optional[float],  # noqa: UP045
+    _flag("--pruning-ratio", help="Fraction of the channels to remove."),
+]
+TargetLatency = Annotated[
+    Optional[float],  # noqa: UP045
+    _flag("--target-latency-ms", help="Prune until an engine is as fast as this."),
+]
+TargetSpeedup = Annotated[
+    Optional[float],  # noqa: UP045
+    _flag("--target-speedup", help="Prune until an engine is faster by this factor."),
+]
+Config = Annotated[
+    Optional[Path],  # noqa: UP045
+    _flag("--config", help="Recipe file (YAML); flags go over it.", panel=_WHAT),
+]
+Settings = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    _flag("--set", help="Any key of the recipe: --set distill.fit.repeat=4. Again for more.", metavar="KEY=VALUE"),
+]
+Output = Annotated[
+    Optional[Path],  # noqa: UP045
+    _flag("--output", "-o", help="Folder of the run. Default: under runs/.", panel=_OUT),
+]
+Resume = Annotated[
+    bool, _flag("--resume", help="The folder holds a run of another recipe: run only what changed.", panel=_OUT)
+]
+Overwrite = Annotated[
+    bool, _flag("--overwrite", help="The folder holds another run: remove it and start anew.", panel=_OUT)
+]
+Json = Annotated[bool, _flag("--json", help="Print the result as JSON.", panel=_OUT)]
+Quiet = Annotated[bool, _flag("--quiet", "-q", help="No progress.", panel=_OUT)]
+
+#: Flag -> key of the recipe; ``{stage}`` is the verb. What is not here does not belong into a recipe.
+KEYS: Mapping[str, str] = {
+    "teacher": "teacher.model",
+    "weights": "teacher.weights",
+    "task": "teacher.task",
+    "student": "distill.student",
+    "from_scratch": "distill.from_scratch",
+    "loss": "distill.loss",
+    "data": "data.source",
+    "eval_data": "data.eval",
+    "eval_photos": "data.eval_photos",
+    "calibration_data": "data.calibration",
+    "calibration_samples": "quantize.calibration_samples",
+    "input_size": "input_size",
+    "device": "device",
+    "threads": "threads",
+    "seed": "seed",
+    "lpips_net": "lpips_net",
+    "lpips_weights": "lpips_weights",
+    "minutes": "{stage}.fit.max_minutes",
+    "learning_rate": "{stage}.fit.learning_rate",
+    "mixed_precision": "{stage}.fit.mixed_precision",
+    "pruning_ratio": "prune.pruning_ratio",
+    "target_latency_ms": "prune.target_latency_ms",
+    "target_speedup": "prune.target_speedup",
+    "encoder_weights": "train.encoder_weights",
+    "stage": "stages",
+    "target": "export.targets",
+    "precision": "export.precisions",
+    "dynamic": "export.dynamic",
+    "warmup": "benchmark.warmup",
+    "iterations": "benchmark.iterations",
+    "budget_minutes": "budget_minutes",
+}
+
+
+def recipe_flags(stage: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted recipe keys of the flags that were given; paths as text, tuples as lists.
+
+    Args:
+        stage: The verb.
+        given: Name of the parameter -> value; None, and an empty list, mean that it was left out.
+    """
+    flags: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None or value == [] or name not in KEYS:
+            continue
+        plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        flags[KEYS[name].format(stage=stage)] = plain
+    for name in ("max_lpips_drop", "allow_drop"):
+        if given.get(name) is None:
+            continue
+        if stage in ("run", "quantize"):
+            flags[f"quantize.{name}"] = given[name]
+        if stage == "run":
+            flags[f"gate.{name}"] = given[name]
+    return flags
