@@ -13,9 +13,18 @@ from models.errors import CheckpointError, explain
 class ConvNormAct(nn.Sequential):
     """3x3 convolution, BatchNorm, ReLU: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, kernel_size: int = 3) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, kernel_size: int = 3, padding: int | None = None
+    ) -> None:
         super().__init__(
-            nn.Conv2d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=False),
+            nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                kernel_size // 2 if padding is None else padding,
+                bias=False,
+            ),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
@@ -35,6 +44,27 @@ class PixelShuffleUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, scale * H, scale * W)."""
         return self.shuffle(self.relu(self.norm(self.conv(x))))
+
+
+def upsample_bilinear(x: Tensor, scale: int) -> Tensor:
+    """Bilinear upsampling (half-pixel centres) as two matrix products: (N, C, H, W) -> (N, C, scale H, scale W).
+
+    The same numbers as ``interpolate(mode="bilinear", align_corners=False)``; engines run a product of a few channels
+    twice as fast as a resize, and all of them agree on what it means.
+    """
+    if scale == 1:
+        return x
+    rows = _triangle(x.shape[2], scale, x)
+    columns = _triangle(x.shape[3], scale, x)
+    return torch.matmul(torch.matmul(rows, x), columns.transpose(0, 1))
+
+
+def _triangle(size: int, scale: int, like: Tensor) -> Tensor:
+    """Weights (scale * size, size) of linear interpolation along one axis."""
+    coarse = torch.arange(size, dtype=like.dtype, device=like.device)
+    fine = (torch.arange(size * scale, dtype=like.dtype, device=like.device) + 0.5) / scale - 0.5
+    fine = torch.minimum(fine.clamp_min(0), coarse[-1])
+    return (1 - (fine[:, None] - coarse[None, :]).abs()).clamp_min(0)
 
 
 def icnr_(weight: Tensor, scale: int) -> None:
