@@ -1,0 +1,227 @@
+"""``python -m benchmarks``: measure artifacts, join and compare reports. Everything heavy is imported on use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from models.console import make_progress, print_json, run_app
+from models.errors import PareError
+
+if TYPE_CHECKING:
+    from benchmarks.run import Benchmark
+
+app = typer.Typer(
+    help="Measure artifacts: LPIPS against latency, on the machine that they will run on.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+InputSize = Annotated[
+    tuple[int, int], typer.Option("--input-size", metavar="H W", help="Height and width of the input, pixels.")
+]
+Threads = Annotated[int | None, typer.Option(help="Threads of each engine, pinned. Default: one a physical core.")]
+Reports = Annotated[list[Path], typer.Argument(help="report.json, its folder, or rows that `run` wrote.")]
+
+
+@app.command("run")
+def run_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="BUNDLE|FOLDER|ARTIFACT...", help="What to measure.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .json file for the rows, or a folder for a whole report.")
+    ] = Path("rows.json"),
+    teacher: Annotated[
+        Path | None, typer.Option(help="The reference, a .safetensors artifact. Default: the one in the folder.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of photos that nothing was trained on. Default: sample photos.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many photos.")] = None,
+    device: Annotated[
+        str, typer.Option(help="auto (each target's own), or one device: cpu, cuda, gpu, npu, ane, all.")
+    ] = "auto",
+    threads: Threads = None,
+    warmup: Annotated[int, typer.Option(help="Unrecorded calls of each artifact.")] = 10,
+    iterations: Annotated[int, typer.Option(help="Recorded calls of each artifact.")] = 50,
+    input_size: InputSize = (256, 256),
+    lpips_net: Annotated[str, typer.Option(help="lite, squeeze, alex or vgg.")] = "lite",
+    lpips_weights: Annotated[Path | None, typer.Option(help="Folder with the official weights.")] = None,
+    pictures: Annotated[int, typer.Option(help="Photos shown side by side in a report.")] = 4,
+    probes: Annotated[bool, typer.Option(help="Load time and memory in a fresh process each.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the order of measuring.")] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every artifact of a bundle, a run folder or a list on this machine."""
+    from benchmarks.collect import find_artifacts
+    from benchmarks.run import benchmark
+    from benchmarks.settings import Settings
+    from models.artifact import Artifact
+    from models.photos import embedded_photos, open_photos
+
+    settings = Settings(
+        input_size=input_size,
+        device=device,
+        threads=threads,
+        warmup=warmup,
+        iterations=iterations,
+        lpips_net=lpips_net,
+        lpips_weights=lpips_weights,
+        photo_limit=limit,
+        pictures=pictures,
+        probes=probes,
+        seed=seed,
+    )
+    with ExitStack() as stack:
+        artifacts, root = find_artifacts(paths, stack)
+        reference = Artifact.load(teacher) if teacher is not None else None
+        photos = open_photos(data) if data is not None else embedded_photos("eval")
+        progress = make_progress(quiet=quiet)
+        result = benchmark(artifacts, photos, teacher=reference, settings=settings, root=root, progress=progress)
+    written = _save(result, output)
+    _show([row.to_json() for row in result.rows], written, as_json=as_json)
+
+
+def _save(result: Benchmark, output: Path) -> Path:
+    """Write a report folder, or the rows alone where ``output`` is a .json file."""
+    from benchmarks.report import SCHEMA, write_report
+    from models.artifact import write_json
+
+    if output.suffix == ".json":
+        rows = [row.to_json() for row in result.rows]
+        machine = result.machine.to_json()
+        write_json(output, {"schema": SCHEMA, "machine": machine, "recipe": {}, "rows": rows, **result.details})
+        return output
+    return write_report(
+        output,
+        machine=result.machine,
+        recipe={},
+        rows=result.rows,
+        pictures=result.pictures,
+        details=result.details,
+    )
+
+
+@app.command("report")
+def report_command(
+    report: Annotated[Path, typer.Argument(help="report.json or its folder.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder. Default: in place.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render report.md, index.html and front.svg again from report.json."""
+    from benchmarks.report import read_report, render_report, report_folder
+
+    content = read_report(report)
+    folder = report_folder(report)
+    written = render_report(output or folder, content, pictures_from=folder)
+    _show(content["rows"], written, as_json=as_json)
+
+
+@app.command("merge")
+def merge_command(
+    report: Annotated[Path, typer.Argument(help="The report that is added to: report.json or its folder.")],
+    rows: Reports,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder. Default: in place.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join rows that were measured on other machines into a report."""
+    from benchmarks.merge import merge
+    from benchmarks.report import REPORT, copy_pictures, read_report, render_report, report_folder
+    from models.artifact import write_json
+
+    content = merge(read_report(report), [read_report(path) for path in rows])
+    folder = report_folder(report)
+    target = output or folder
+    copy_pictures(folder, target)
+    write_json(target / REPORT, content)
+    written = render_report(target, content)
+    _show(content["rows"], written, as_json=as_json)
+
+
+@app.command("compare")
+def compare_command(
+    before: Annotated[Path, typer.Argument(help="report.json or its folder.")],
+    after: Annotated[Path, typer.Argument(help="report.json or its folder.")],
+    max_lpips_increase: Annotated[float, typer.Option(help="Absolute, of each artifact.")] = 0.005,
+    max_latency_increase: Annotated[float, typer.Option(help="Relative, of each artifact; 0.10 is 10%.")] = 0.10,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two reports; exit status 1 when an artifact got worse beyond the limits."""
+    from benchmarks.merge import Limits, compare
+    from benchmarks.report import read_report
+
+    limits = Limits(max_lpips_increase, max_latency_increase)
+    changes = compare(read_report(before), read_report(after), limits)
+    worse = [change for change in changes if change.regressions]
+    if as_json:
+        print_json({"regressions": len(worse), "changes": [change.to_json() for change in changes]})
+    else:
+        from benchmarks.terminal import print_changes
+
+        print_changes(changes)
+    if worse:
+        raise typer.Exit(1)
+
+
+@app.command("train-lite")
+def train_lite_command(
+    data: Annotated[list[Path], typer.Option(help="Folder of colour photos; may be given several times.")],
+    lpips_weights: Annotated[Path, typer.Option(help="Folder with the official weights of LPIPS-squeeze.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 10000,
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train `lite`, our own small LPIPS, to reproduce LPIPS-squeeze. Resumes from its checkpoint."""
+    from benchmarks.metrics.lite_training import LiteConfig, train_lite
+
+    config = LiteConfig(data=tuple(data), lpips_weights=lpips_weights, output=output, steps=steps, seed=seed)
+    train_lite(config, progress=make_progress(quiet=quiet))
+    typer.echo(str(output))
+
+
+@app.command("probe", hidden=True)
+def probe_command(
+    path: Path,
+    target: Annotated[str, typer.Option()],
+    device: Annotated[str, typer.Option()] = "cpu",
+    threads: Threads = None,
+    input_size: InputSize = (256, 256),
+    as_json: AsJson = False,
+) -> None:
+    """Measure load time, first inference and memory of one artifact; meant for a fresh process."""
+    from benchmarks.probe import probe
+
+    try:
+        answer = probe(path, target=target, device=device, threads=threads, input_size=input_size).to_json()
+    except PareError as error:
+        if not as_json:
+            raise
+        print_json({"error": str(error), "kind": type(error).__name__})
+        raise typer.Exit(error.exit_status) from error
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo("\n".join(f"{name}: {value}" for name, value in answer.items()))
+
+
+def _show(rows: Sequence[dict[str, Any]], written: Path, *, as_json: bool) -> None:
+    """Print the rows (JSON) or a table of them, and where they were written."""
+    if as_json:
+        print_json({"output": str(written), "rows": rows})
+        return
+    from benchmarks.terminal import print_rows
+
+    print_rows(rows, written)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    return run_app(app, argv, prog="python -m benchmarks")

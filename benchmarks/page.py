@@ -1,0 +1,140 @@
+"""``index.html``: the report as one self-contained page; style, script, plots and pictures are inside of the file."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+from string import Template
+
+from benchmarks.front import marker
+from benchmarks.markup import definitions, note, plain_table, tag
+from benchmarks.page_pictures import pictures
+from benchmarks.page_tables import artifacts, status, walk
+from benchmarks.view import View, number, short, times
+
+_HERE = Path(__file__).parent
+
+
+def page(view: View, pictures_from: Path) -> str:
+    """Render the report as HTML.
+
+    Args:
+        view: What it says.
+        pictures_from: Folder that the picture files of the report are relative to.
+    """
+    template = Template((_HERE / "page.html").read_text(encoding="utf-8"))
+    return template.substitute(
+        title=escape(view.title()),
+        subtitle=escape(view.subtitle()),
+        style=(_HERE / "page.css").read_text(encoding="utf-8"),
+        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+        cards=_cards(view),
+        notes="".join(note(str(text)) for text in view.content.get("notes", [])),
+        plots=_plots(view),
+        artifacts=artifacts(view),
+        ways=walk(view),
+        pictures=pictures(view.content.get("pictures") or [], pictures_from),
+        extremes=_extremes(view),
+        unmeasured=_unmeasured(view),
+        stages=_stages(view),
+        machine=_machine(view),
+        recipe=escape(json.dumps(view.content.get("recipe", {}), indent=2)),
+    )
+
+
+def _cards(view: View) -> str:
+    one = view.headline
+    if one is None:
+        return note("No artifact can be compared with a teacher here; the reasons are below.")
+    row, teacher = one.row, one.teacher
+    noisy = " (noisy)" if row.latency_is_noisy or teacher.latency_is_noisy else ""
+    floor = view.baseline.get("lpips")
+    idle = f"; doing nothing {number(floor, 4)}" if floor is not None else ""
+    cards = (
+        (
+            times(row.speedup),
+            "faster than the teacher",
+            f"{_ms(teacher.latency_p50_ms)} to {_ms(row.latency_p50_ms)}, engine only{noisy}",
+        ),
+        (
+            number(one.lpips_cost, 4, sign=True),
+            f"LPIPS-{row.lpips_net}",
+            f"{number(teacher.lpips, 4)} to {number(row.lpips, 4)}{idle}",
+        ),
+        (
+            _ms(row.end_to_end_p50_ms),
+            "photo to photo",
+            f"the teacher {_ms(teacher.end_to_end_p50_ms)}; with colour conversion and rendering",
+        ),
+        (
+            f"{short(row.size_mb)} MB",
+            "on disk",
+            f"the teacher {short(teacher.size_mb)} MB; {short(row.params_m)} of {short(teacher.params_m)} M parameters",
+        ),
+    )
+    body = []
+    for index, (big, what, small) in enumerate(cards):
+        kind = "card over" if index == 1 and not one.within_limit else "card"
+        parts = (tag("b", escape(big)), tag("span", escape(what)), tag("small", escape(small)))
+        body.append(tag("div", *parts, class_=kind))
+    which = tag("p", marker(row.target, row.precision, size=16), " ", escape(row.label), class_="which")
+    return which + tag("div", *body, class_="cards")
+
+
+def _ms(value: float | None) -> str:
+    return "unknown" if value is None else f"{short(value)} ms"
+
+
+def _plots(view: View) -> str:
+    figures = []
+    for (_, svg), title in zip(view.plots(), view.plot_titles(), strict=True):
+        caption = tag("figcaption", escape(title)) if len(view.groups) > 1 else ""
+        figures.append(tag("figure", svg, caption))
+    return "".join(figures)
+
+
+def _extremes(view: View) -> str:
+    lines = [
+        (one.row.label, one.worst, number(one.worst_lpips, 4), one.slowest, times(one.slowest_ratio))
+        for one in view.extremes()
+    ]
+    if not lines:
+        return note("No photo was measured.")
+    return plain_table(("Artifact", "Worst photo", "its LPIPS", "Slowest photo", "over the median"), lines)
+
+
+def _unmeasured(view: View) -> str:
+    items = [
+        tag("li", status(row.status), " ", tag("b", escape(row.label)), " ", escape(row.reason or ""))
+        for row in view.unmeasured()
+    ]
+    counted = ", ".join(view.content.get("not_counted", []))
+    if counted:
+        words = f" leave out what is neither a convolution nor a matrix product: {escape(counted)}"
+        items.append(tag("li", tag("b", "GMACs"), words))
+    skipped = (view.content.get("photos") or {}).get("skipped", [])
+    if skipped:
+        names = "; ".join(f"{one['photo']}: {one['reason']}" for one in skipped[:20])
+        more = f"; and {len(skipped) - 20} more" if len(skipped) > 20 else ""
+        items.append(
+            tag("li", tag("b", f"{len(skipped)} files"), f" are not photos to measure on: {escape(names)}{more}")
+        )
+    return tag("ul", *items, class_="reasons") if items else note("Nothing.")
+
+
+def _stages(view: View) -> str:
+    lines = [
+        (str(stage.get("stage", "")), f"{short(stage.get('seconds'))} s", str(stage.get("note") or ""))
+        for stage in view.content.get("stages") or []
+    ]
+    return tag("h3", "Stages") + plain_table(("Stage", "Time", "Note"), lines) if lines else ""
+
+
+def _machine(view: View) -> str:
+    machines = view.content.get("machines") or {"": view.machine}
+    parts = [definitions(machine.items()) for machine in machines.values()]
+    settings = view.content.get("settings") or {}
+    if settings:
+        parts += [tag("h3", "Settings"), definitions(settings.items())]
+    return "".join(parts)

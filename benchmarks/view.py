@@ -1,0 +1,178 @@
+"""What the report says, worked out once for both of its forms (Markdown and HTML)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.front import draw_front, front_groups
+from benchmarks.row import BenchmarkRow
+from benchmarks.walk import Way, ways
+
+#: An artifact that loses more LPIPS than this to the teacher is not the headline while another one does not.
+HEADLINE_LIMIT = 0.01
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The artifact that a reader came for.
+
+    Attributes:
+        row: The fastest one within ``HEADLINE_LIMIT`` of the teacher, else the fastest.
+        teacher: What it is compared with, on the same machine.
+        lpips_cost: LPIPS above the teacher's.
+    """
+
+    row: BenchmarkRow
+    teacher: BenchmarkRow
+    lpips_cost: float
+
+    @property
+    def within_limit(self) -> bool:
+        """Whether it costs no more than ``HEADLINE_LIMIT``."""
+        return self.lpips_cost <= HEADLINE_LIMIT
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """The worst and the slowest photo of one artifact.
+
+    Attributes:
+        row: The artifact.
+        worst: Name of the photo with the highest LPIPS, or None.
+        worst_lpips: That LPIPS.
+        slowest: Name of the photo that took longest, or None.
+        slowest_ratio: Its time over the median of all photos; one call each.
+    """
+
+    row: BenchmarkRow
+    worst: str | None
+    worst_lpips: float | None
+    slowest: str | None
+    slowest_ratio: float | None
+
+
+class View:
+    """The content of ``report.json`` with what follows from it.
+
+    Args:
+        content: What ``report.read_report`` gave.
+        rows: Its rows.
+    """
+
+    def __init__(self, content: Mapping[str, Any], rows: Sequence[BenchmarkRow]) -> None:
+        self.content, self.rows = content, list(rows)
+        self.groups = sorted(front_groups(self.rows), key=lambda group: not any(row.is_teacher for row in group))
+        self.machine: Mapping[str, Any] = content.get("machine") or {}
+        self.baseline: Mapping[str, Any] = content.get("baseline") or {}
+
+    @property
+    def teacher(self) -> BenchmarkRow | None:
+        """The teacher's row in PyTorch, of the first group that has one."""
+        return next((row for group in self.groups for row in group if row.is_teacher), None)
+
+    def teacher_for(self, row: BenchmarkRow) -> BenchmarkRow | None:
+        """The teacher's row that ``row`` may be compared with: same net, photos, size and machine."""
+        group = next((group for group in self.groups if row in group), [])
+        return next((other for other in group if other.is_teacher), None)
+
+    def lpips_cost(self, row: BenchmarkRow) -> float | None:
+        """LPIPS of ``row`` above its teacher's, or None where they do not compare."""
+        teacher = self.teacher_for(row)
+        if teacher is None or teacher.lpips is None or row.lpips is None:
+            return None
+        return row.lpips - teacher.lpips
+
+    @property
+    def headline(self) -> Headline | None:
+        """The artifact to show first, or None where nothing compares with a teacher."""
+        found = []
+        for row in self.rows:
+            teacher, cost = self.teacher_for(row), self.lpips_cost(row)
+            if teacher is not None and cost is not None and row.speedup is not None and not row.is_teacher:
+                found.append(Headline(row, teacher, cost))
+        allowed = [one for one in found if one.within_limit] or found
+        return max(allowed, key=lambda one: one.row.speedup or 0.0, default=None)
+
+    def ways(self) -> list[Way]:
+        """Ways from the teacher to each target, of the groups that hold a teacher."""
+        return [way for group in self.groups if any(row.is_teacher for row in group) for way in ways(group)]
+
+    def plots(self) -> list[tuple[str, str]]:
+        """Return the fronts as (file name, SVG), one a net, set of photos, size and machine; at least one."""
+        drawn = []
+        for number, group in enumerate(self.groups or [[]], start=1):
+            same = bool(group) and group[0].lpips_net == self.baseline.get("lpips_net")
+            same = same and group[0].photos_fingerprint == (self.content.get("photos") or {}).get("fingerprint")
+            value = self.baseline.get("lpips") if same else None
+            name = "front.svg" if number == 1 else f"front-{number}.svg"
+            drawn.append((name, draw_front(group, baseline=value, baseline_name=str(self.baseline.get("what", "")))))
+        return drawn
+
+    def plot_titles(self) -> list[str]:
+        """Say what each plot holds, in the order of ``plots``."""
+        titles = []
+        for group in self.groups or [[]]:
+            if group:
+                machine = (self.content.get("machines") or {}).get(group[0].machine, {})
+                titles.append(f"LPIPS-{group[0].lpips_net}, {machine.get('cpu', group[0].machine)}")
+            else:
+                titles.append("nothing measured")
+        return titles
+
+    def extremes(self) -> list[Extreme]:
+        """Return the worst and the slowest photo of each artifact."""
+        photos = self.content.get("photos") or {}
+        names, values = photos.get("names", []), photos.get("values", {})
+        found = []
+        for row in self.rows:
+            times = (values.get(f"{row.artifact}@{row.device}") or {}).get("infer_ms", [])
+            slowest = ratio = None
+            if row.latency_p50_ms is not None and len(times) == len(names) > 1:
+                index = max(range(len(times)), key=times.__getitem__)
+                slowest, ratio = names[index], times[index] / statistics.median(times)
+            if row.worst_photo is not None:
+                found.append(Extreme(row, row.worst_photo, row.lpips_worst, slowest, ratio))
+        return found
+
+    def unmeasured(self) -> list[BenchmarkRow]:
+        """Rows with something missing, with the reason."""
+        return [row for row in self.rows if row.reason]
+
+    def title(self) -> str:
+        """The report in a line."""
+        headline = self.headline
+        name = self.teacher.model if self.teacher else (self.rows[0].model if self.rows else "nothing")
+        return f"{name}: {headline.row.speedup:.3g}x faster" if headline else f"{name}: measured"
+
+    def subtitle(self) -> str:
+        """What was measured on."""
+        if not self.rows:
+            return "no artifact"
+        row = self.teacher or self.rows[0]
+        count = (self.content.get("photos") or {}).get("count", row.photos)
+        threads = f", {row.threads} threads" if row.threads else ""
+        where = self.machine.get("cpu", row.machine)
+        return f"Task {row.task}, {row.height}x{row.width}, {count} photos not trained on, {where}{threads}"
+
+
+def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
+    """Write a number with ``digits`` decimals; None as a dash."""
+    if value is None:
+        return "–"
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-", "−")
+
+
+def short(value: float | None) -> str:
+    """Write a number with three significant digits; None as a dash."""
+    if value is None:
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def times(value: float | None) -> str:
+    """Write a factor, for example ``16.7x``; None as a dash."""
+    return "–" if value is None else f"{short(value)}x"
