@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from export.resize import PREFIX as RESIZE
 from models.artifact import Artifact, read_tensors, sha256_of, write_json
 from models.errors import CheckpointError, ConfigError, RunFolderError, UnsupportedError, explain, require
 
@@ -215,6 +216,7 @@ def lower_qdq(
         fix = "choose one of these"
         raise UnsupportedError(explain("INT8 dialect", expected=" | ".join(_OPERATORS), got=repr(dialect), fix=fix))
     excluded = float_nodes(quantization, nodes)
+    excluded += [node.name for node in model.graph.node if node.name.startswith(RESIZE)]
     onnx_module = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
     calibrate = require("onnxruntime.quantization.calibrate", "onnx")
@@ -253,26 +255,42 @@ def float_nodes(quantization: Quantization, nodes: Mapping[str, str]) -> list[st
     return [nodes[name] for name in quantization.float_layers]
 
 
-def lower_nncf(model: Any, quantization: Quantization, ignored: list[str]) -> Any:
-    """Quantize an OpenVINO model after training with NNCF: min-max ranges, fast bias correction.
+def lower_nncf(
+    model: Any,
+    quantization: Quantization,
+    ignored: Sequence[str],
+    *,
+    preset: str = "mixed",
+    fast_bias_correction: bool = True,
+) -> Any:
+    """Quantize an OpenVINO model after training with NNCF: min-max ranges, bias correction.
 
     Args:
-        model: Float model with one input; changed in place by NNCF, use what is returned.
+        model: Float model with one input; NNCF changes it in place, use what is returned.
         quantization: Calibration inputs.
         ignored: Friendly names of the operations that stay float.
+        preset: ``mixed`` (asymmetric activations where they are signed) or ``performance`` (symmetric).
+        fast_bias_correction: The quicker of NNCF's two bias corrections.
 
     Raises:
+        ConfigError: Another preset.
         MissingExtraError: nncf is not installed.
     """
     nncf = require("nncf", "openvino")
+    presets = {"mixed": nncf.QuantizationPreset.MIXED, "performance": nncf.QuantizationPreset.PERFORMANCE}
+    if preset not in presets:
+        fix = "choose one of these"
+        raise ConfigError(explain("NNCF preset", expected=" | ".join(presets), got=repr(preset), fix=fix))
     ranges = require("nncf.quantization.range_estimator", "openvino").RangeEstimatorParametersSet.MINMAX
+    resizes = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name().startswith(RESIZE)]
+    float_operations = [*ignored, *resizes]
     inputs = quantization.inputs()
     return nncf.quantize(
         model,
         nncf.Dataset([item[None] for item in inputs]),
-        preset=nncf.QuantizationPreset.MIXED,
+        preset=presets[preset],
         subset_size=len(inputs),
-        fast_bias_correction=True,
-        ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
+        fast_bias_correction=fast_bias_correction,
+        ignored_scope=nncf.IgnoredScope(names=float_operations) if float_operations else None,
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
     )
