@@ -133,7 +133,7 @@ class RichProgress:
     def note(self, text: str) -> None:
         """Print one line above the bars."""
         console = self._live.console if self._live is not None else self._console
-        console.print(text, markup=False, highlight=False)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _open(self) -> Any:
         if self._live is None:
