@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from export.files import remove
 from export.registry import get_target
-from models.artifact import Artifact, sidecar_of, write_json
+from models.artifact import Artifact, write_json
 from models.errors import CheckpointError, MissingExtraError, PareError, RunFolderError, UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.spec import Precision
@@ -195,21 +195,22 @@ def _made_before(path: Path, key: str) -> Artifact | None:
 
 
 def remove_strangers(folder: Path, jobs: Iterable[Job], *, keep: Iterable[str] = ()) -> None:
-    """Remove what earlier runs left in ``folder``, no job makes any more, and ``keep`` does not name."""
-    wanted = set(keep)
-    wanted |= {name for job in jobs for name in (job.path.name, sidecar_of(job.path).name, _key_file(job.path).name)}
-    wanted |= {job.path.with_suffix(suffix).name for job in jobs for suffix in (".ort", ".ort.json")}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name not in wanted:
+    """Remove what earlier runs left in ``folder``, no job makes any more, and ``keep`` does not name.
+
+    What a target writes beside an artifact starts with the artifact's name, or with its stem and ``.ort``.
+    """
+    mine = [job.path for job in jobs]
+    starts = tuple(name for path in mine for name in (path.name, f".{path.name}", f"{path.stem}.ort"))
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if path.name not in set(keep) and not path.name.startswith(starts):
             remove(path)
 
 
 def move(artifact: Artifact, folder: Path) -> Artifact:
-    """Move an artifact with its sidecar into ``folder``."""
+    """Move an artifact, its sidecar and what lies beside it under its name into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / artifact.path.name
-    remove(target)
-    for source, place in ((artifact.path, target), (sidecar_of(artifact.path), sidecar_of(target))):
-        source.replace(place)
     _key_file(artifact.path).unlink(missing_ok=True)
-    return replace(artifact, path=target)
+    for path in list(artifact.path.parent.glob(f"{artifact.path.name}*")):
+        remove(folder / path.name)
+        path.replace(folder / path.name)
+    return replace(artifact, path=folder / artifact.path.name)

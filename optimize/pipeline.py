@@ -156,11 +156,15 @@ def _export(run: Run, context: StageContext) -> None:
     sources: dict[Precision, Artifact] = dict.fromkeys(Precision, shipped)
     del sources[Precision.INT8]
     missing = {}
+    precisions = list(recipe.precisions)
     if run.quantized is not None:
         sources[Precision.INT8] = run.quantized
-    else:
+    elif "quantize" in run.recipe.stages:
         missing[Precision.INT8] = _why_not_quantized(run)
-    jobs = plan(sources, targets=recipe.targets, precisions=recipe.precisions, folder=folder, missing=missing)
+    elif Precision.INT8 in precisions:
+        precisions.remove(Precision.INT8)
+        context.progress.note("No INT8 artifacts: the recipe has no quantize stage")
+    jobs = plan(sources, targets=recipe.targets, precisions=precisions, folder=folder, missing=missing)
     for artifact in earlier:
         sources = {Precision.FP32: artifact}
         stage = "teacher" if artifact is run.teacher else artifact.stages[-1]
@@ -181,10 +185,8 @@ def _export(run: Run, context: StageContext) -> None:
 
 
 def _why_not_quantized(run: Run) -> str:
-    for result in run.stages:
-        if result.record.name == "quantize":
-            return f"the quantize stage was not taken: {result.record.reason}"
-    return "the recipe has no quantize stage"
+    record = next(result.record for result in run.stages if result.record.name == "quantize")
+    return f"the quantize stage was not taken: {record.reason}"
 
 
 def _clear_exports(folder: Path, jobs: Sequence[Job]) -> None:
