@@ -24,8 +24,10 @@ class Bar(Protocol):
 class Progress(Protocol):
     """Where a library reports what it is doing."""
 
-    def track(self, description: str, total: float | None = None) -> AbstractContextManager[Bar]:
-        """Open a job of ``total`` steps (None: unknown) and close it on exit."""
+    def track(
+        self, description: str, total: float | None = None, *, completed: float = 0
+    ) -> AbstractContextManager[Bar]:
+        """Open a job of ``total`` steps (None: unknown), ``completed`` of them done earlier, and close it on exit."""
 
     def note(self, text: str) -> None:
         """Say one line."""
@@ -40,7 +42,7 @@ class SilentProgress:
     """Reports nothing: the default of every library call."""
 
     @contextmanager
-    def track(self, description: str, total: float | None = None) -> Iterator[Bar]:
+    def track(self, description: str, total: float | None = None, *, completed: float = 0) -> Iterator[Bar]:
         """Open a job that is not shown."""
         yield _SilentBar()
 
@@ -67,9 +69,9 @@ def format_seconds(seconds: float) -> str:
 class _PlainBar:
     """Lines at most every ``interval`` seconds, for logs and pipes."""
 
-    def __init__(self, console: Console, description: str, total: float | None, interval: float) -> None:
+    def __init__(self, console: Console, description: str, total: float | None, done: float, interval: float) -> None:
         self._console, self._description, self._total, self._interval = console, description, total, interval
-        self._done = 0.0
+        self._done = self._begun = done
         self._start = self._last = time.monotonic()
 
     def advance(self, steps: float = 1, **values: float | str) -> None:
@@ -81,7 +83,7 @@ class _PlainBar:
         elapsed = now - self._start
         text = f"{self._description}: {self._done:g}"
         if self._total:
-            left = elapsed * (self._total - self._done) / max(self._done, 1e-9)
+            left = elapsed * (self._total - self._done) / max(self._done - self._begun, 1e-9)
             text += f"/{self._total:g}, ETA {format_seconds(max(left, 0.0))}"
         self._console.print(f"{text}  {format_values(values)}".rstrip(), markup=False, highlight=False)
 
@@ -115,15 +117,15 @@ class RichProgress:
         self._depth = 0
 
     @contextmanager
-    def track(self, description: str, total: float | None = None) -> Iterator[Bar]:
+    def track(self, description: str, total: float | None = None, *, completed: float = 0) -> Iterator[Bar]:
         """Open a job and show it until the block ends."""
         if not self._console.is_terminal:
-            bar = _PlainBar(self._console, description, total, self._interval)
+            bar = _PlainBar(self._console, description, total, completed, self._interval)
             yield bar
             bar.close()
             return
         live = self._open()
-        task = live.add_task(description, total=total, values="")
+        task = live.add_task(description, total=total, completed=completed, values="")
         try:
             yield _RichBar(live, task)
         finally:

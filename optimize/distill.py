@@ -239,12 +239,14 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     data.progress.note(f"Student {name} starts from {'the shipped weights' if start == 'shipped' else 'scratch'}")
     before = copy.deepcopy(student)
     feature = get_spec(name, task=artifact.task).feature
-    held = replace(data, train=data.train) if len(data.train) < 4 else replace(data, train=data.train[:-_held(data)])
+    held = replace(data, train=data.train) if len(data.train) < 4 else replace(data, train=data.train[: -_held(data)])
     student, account = distill_network(student, artifact, config, held, out, feature=feature)
     judges = load_photos(data.train[-_held(data) :], data.input_size[0])
     kept = "result"
     if config.keep_best and start == "shipped":
-        gaps = {label: _gap(net, artifact, task, judges, data) for label, net in (("before", before), ("after", student))}
+        gaps = {
+            label: _gap(net, artifact, task, judges, data) for label, net in (("before", before), ("after", student))
+        }
         account["lpips_to_teacher_held_out"] = gaps
         if gaps["after"] > gaps["before"]:
             student, kept = before, "start"

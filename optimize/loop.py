@@ -283,8 +283,7 @@ def run_fit(
     total = sum(_steps_per_epoch(phase, crops, workers) for _, phase in _epochs(config))
     begun, saved = 0, time.monotonic()
     fit.net.train()
-    with progress.track(description, total=total) as bar:
-        bar.advance(fit.step)
+    with progress.track(description, total=total, completed=fit.step) as bar:
         try:
             for epoch, phase in _epochs(config):
                 count = _steps_per_epoch(phase, crops, workers)
@@ -317,7 +316,9 @@ def _loader(fit: Fit, dataset: EpochDataset, phase: Phase, epoch: int, *, skip: 
     dataset.epoch = epoch
     generator = torch.Generator().manual_seed(fit.config.seed * 100_003 + epoch)
     full = len(dataset) >= phase.batch_size * fit.accelerator.num_processes
-    loader: Any = DataLoader(cast("Dataset[Any]", dataset), phase.batch_size, shuffle=True, generator=generator, drop_last=full)
+    loader: Any = DataLoader(
+        cast("Dataset[Any]", dataset), phase.batch_size, shuffle=True, generator=generator, drop_last=full
+    )
     loader = fit.accelerator.prepare(loader)
     return fit.accelerator.skip_first_batches(loader, skip) if skip else loader
 
@@ -326,5 +327,7 @@ def phases_from(sizes: Sequence[int], epochs: Sequence[int], batch_sizes: Sequen
     """Zip three lists of a command line into phases."""
     if not len(sizes) == len(epochs) == len(batch_sizes):
         got = f"{len(sizes)} sizes, {len(epochs)} epochs, {len(batch_sizes)} batch sizes"
-        raise ConfigError(explain("phases", expected="three lists of one length", got=got, fix="repeat the flags alike"))
+        raise ConfigError(
+            explain("phases", expected="three lists of one length", got=got, fix="repeat the flags alike")
+        )
     return tuple(Phase(*row) for row in zip(sizes, epochs, batch_sizes, strict=True))

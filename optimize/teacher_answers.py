@@ -225,8 +225,7 @@ def _compute(
         index["done"] = json.loads((folder / "index.json").read_text(encoding="utf-8"))["done"]
     mode = "r+" if index["done"] else "w+"
     stores = {name: _open(folder, name, row, mode=mode) for name, row in arrays.items()}
-    with progress.track(f"Teacher answers at {config.size}x{config.size} ({runtime})", total=total) as bar:
-        bar.advance(index["done"])
+    with progress.track(f"Teacher answers at {config.size}x{config.size} ({runtime})", total=total, completed=index["done"]) as bar:
         for start in range(index["done"], total, _BATCH):
             stop = min(start + _BATCH, total)
             rgb = torch.stack([crops[i] for i in range(start, stop)])

@@ -43,5 +43,5 @@ class Colorize(Task):
         return inputs.new_zeros(inputs.shape[0], 2, *inputs.shape[2:])
 
     def loss_weight(self, target: Tensor) -> Tensor:
-        """Weigh a pixel by its chroma, 1 + |ab| / 33 / 2: plain regression would give sepia. (N, 1, H, W)."""
-        return 1 + 0.5 * target.norm(dim=1, keepdim=True) / _CHROMA_KNEE
+        """Weigh a pixel by its chroma, 1 + |ab| / 33: plain regression would give sepia. (N, 1, H, W)."""
+        return 1 + target.norm(dim=1, keepdim=True) / _CHROMA_KNEE
