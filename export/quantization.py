@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from export.resize import PREFIX as RESIZE
 from models.artifact import Artifact, read_tensors, sha256_of, write_json
 from models.errors import CheckpointError, ConfigError, RunFolderError, UnsupportedError, explain, require
 
@@ -30,6 +29,7 @@ METHODS = ("ptq",)
 TENSOR = "input"
 Dialect = Literal["onnxruntime", "tensorrt"]
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PRODUCTS = ("Gemm", "MatMul")  # without a weight they resize or attend, and stay float
 # Operators that run on integers in the engine, beside the convolutions; what is not listed computes in FP32.
 _OPERATORS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": (*_CONVOLUTIONS, "Add", "Relu", "Clip", "MaxPool", "Concat", "Resize", "Transpose", "Reshape"),
@@ -216,7 +216,8 @@ def lower_qdq(
         fix = "choose one of these"
         raise UnsupportedError(explain("INT8 dialect", expected=" | ".join(_OPERATORS), got=repr(dialect), fix=fix))
     excluded = float_nodes(quantization, nodes)
-    excluded += [node.name for node in model.graph.node if node.name.startswith(RESIZE)]
+    layers = set(nodes.values())
+    excluded += [node.name for node in model.graph.node if node.op_type in _PRODUCTS and node.name not in layers]
     onnx_module = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
     calibrate = require("onnxruntime.quantization.calibrate", "onnx")
@@ -282,8 +283,7 @@ def lower_nncf(
         fix = "choose one of these"
         raise ConfigError(explain("NNCF preset", expected=" | ".join(presets), got=repr(preset), fix=fix))
     ranges = require("nncf.quantization.range_estimator", "openvino").RangeEstimatorParametersSet.MINMAX
-    resizes = [op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name().startswith(RESIZE)]
-    float_operations = [*ignored, *resizes]
+    float_operations = [*ignored, *_plain_products(model)]
     inputs = quantization.inputs()
     return nncf.quantize(
         model,
@@ -294,3 +294,13 @@ def lower_nncf(
         ignored_scope=nncf.IgnoredScope(names=float_operations) if float_operations else None,
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
     )
+
+
+def _plain_products(model: Any) -> list[str]:
+    """Return the friendly names of the matrix products without a trained weight."""
+    products = [op for op in model.get_ops() if op.get_type_name() == "MatMul"]
+
+    def has_weight(op: Any) -> bool:
+        return any(value.get_node().get_friendly_name().endswith(".weight") for value in op.input_values())
+
+    return [op.get_friendly_name() for op in products if not has_weight(op)]
