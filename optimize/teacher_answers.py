@@ -225,8 +225,9 @@ def _compute(
         index["done"] = json.loads((folder / "index.json").read_text(encoding="utf-8"))["done"]
     mode = "r+" if index["done"] else "w+"
     stores = {name: _open(folder, name, row, mode=mode) for name, row in arrays.items()}
-    with progress.track(f"Teacher answers at {config.size}x{config.size} ({runtime})", total=total, completed=index["done"]) as bar:
-        for start in range(index["done"], total, _BATCH):
+    begin, title = int(index["done"]), f"Teacher answers at {config.size}x{config.size} ({runtime})"
+    with progress.track(title, total=total, completed=begin) as bar:
+        for start in range(begin, total, _BATCH):
             stop = min(start + _BATCH, total)
             rgb = torch.stack([crops[i] for i in range(start, stop)])
             output, inner = predict(task.prepare(to_float(rgb))[0])
