@@ -101,9 +101,8 @@ class DistillStep:
         output = self.fit.net(inputs).float()
         config, task = self.config, self.task
         if config.loss == "kl_mse":
-            step = task.output_scale * 100
-            parts = {"temperature": config.temperature, "alpha": config.alpha, "axis": config.axis}
-            return {"loss": kl_mse(output / step, answer / step, target / step, **parts)}  # type: ignore[arg-type]
+            t, alpha, axis = config.temperature, config.alpha, config.axis
+            return {"loss": kl_mse(output, answer, target, alpha=alpha, temperature=t, axis=axis)}
         values = {"output": pixel_loss(output, answer, kind="l1", scale=task.output_scale)}
         loss = config.output_weight * values["output"]
         if config.truth_weight:
