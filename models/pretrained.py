@@ -2,7 +2,8 @@
 
 They do not ship with Pare; ``--encoder-weights imagenet`` downloads them for those who have a network.
 
-Source: torchvision, ``ResNet18_Weights.IMAGENET1K_V1`` (code BSD-3; trained on ImageNet, whose terms are your own affair).
+Source: torchvision, ``ResNet18_Weights.IMAGENET1K_V1`` (code BSD-3; the photos of ImageNet have terms of
+their own).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def load_encoder(net: nn.Module, source: str | Path) -> None:
 
     Args:
         net: Network whose ``encoder`` has the state_dict names of torchvision's ResNet18, such as ``resnet18_unet``.
-        source: ``imagenet`` (torch hub cache, else downloaded from ``PARE_TORCHVISION_URL`` or torchvision's server), or
-            a file: ``.safetensors``, or a ``torch.save`` of tensors only.
+        source: ``imagenet`` (the torch hub cache, else a download from ``PARE_TORCHVISION_URL`` or torchvision's
+            server), or a file: ``.safetensors``, or a ``torch.save`` of tensors only.
 
     Raises:
         UnsupportedError: The network has no encoder.
