@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from optimize.stage import StageContext
 
 #: What stages write; other files in the folder are never removed.
-_RESULTS = ("stage.json", "cache", "*.safetensors", "*.safetensors.json", "*.checkpoint", "*.png")
-ENTRIES = ("recipe.yaml", "skipped_photos.json", *_RESULTS)
+_RESULTS = ("stage.json", "*.safetensors", "*.safetensors.json", "*.checkpoint", "*.png")
+ENTRIES = ("recipe.yaml", "skipped_photos.json", "teacher", "cache", *_RESULTS)
 _NEEDED_MB = 300.0
 
 
@@ -89,7 +89,7 @@ def _run(
     if parent is not None:
         check_size(parent, recipe.input_size)
     elif recipe.teacher.weights is not None:
-        parent = open_teacher(recipe.teacher, root / "cache")
+        parent = open_teacher(recipe.teacher, root / "teacher")
     folder = StageFolder(root, name, stage_fingerprint(name, config, parent, context), entries=_RESULTS)
     record, result, ran = run_stage(name, config, parent, context, folder)
     return {
@@ -109,7 +109,7 @@ def _teacher_of(recipe: Recipe, given: Artifact | None, root: Path, *, named: bo
     An artifact whose teacher is not at hand is its own teacher.
     """
     if given is None or named:
-        teacher = open_teacher(recipe.teacher, root / "cache")
+        teacher = open_teacher(recipe.teacher, root / "teacher")
         if given is not None and given.task != teacher.task:
             fix = "pass the --teacher that it was made from"
             raise UsageError(explain("teacher", expected=f"task {given.task}", got=f"task {teacher.task}", fix=fix))

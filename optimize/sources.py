@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.artifact import Artifact, load_network, save_network, sha256_of
+from models.artifact import Artifact, load_network, read_tensors, save_network, sha256_of, sidecar_of
 from models.errors import DataError, InputSizeError, PareError, UsageError, explain
 from models.photos import PhotoSet, embedded_photos, open_photos
 from models.progress import NULL_PROGRESS, Progress
@@ -15,6 +15,8 @@ from optimize.photo_sets import resolve
 from optimize.stage import StageContext
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from optimize.recipe import DataRecipe, Recipe, TeacherRecipe
 
 TEACHER_STAGES = ("teacher",)
@@ -95,8 +97,6 @@ def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:
         UnknownNameError: No such model.
         CheckpointError: Weights missing, damaged, or of another architecture.
     """
-    from models.artifact import sidecar_of
-
     spec = get_spec(recipe.model, task=recipe.task)
     if recipe.weights is not None and sidecar_of(recipe.weights).exists():
         return _known_artifact(recipe, spec.task)
@@ -105,9 +105,26 @@ def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:
     own = ":" in recipe.model
     net = create_model(recipe.model, pretrained=recipe.weights is None and not own, weights=recipe.weights)
     path = folder / "teacher.safetensors"
+    known = _same_as_before(net, path, recipe.model, spec.task)
+    if known is not None:
+        return known
     artifact = save_network(net, path, model=recipe.model, task=spec.task, stages=TEACHER_STAGES)
     load_network(artifact)  # a factory that answers differently each time is found here, not after hours
     return artifact
+
+
+def _same_as_before(net: nn.Module, path: Path, model: str, task: str) -> Artifact | None:
+    """Return the artifact at ``path`` when an earlier run saved these very weights there."""
+    import torch
+
+    try:
+        artifact = Artifact.load(path)
+        stored = read_tensors(path)
+    except PareError:
+        return None
+    own = net.state_dict()
+    same = own.keys() == stored.keys() and all(torch.equal(own[key], stored[key]) for key in own)
+    return artifact if same and (artifact.model, artifact.task) == (model, task) else None
 
 
 def _known_artifact(recipe: TeacherRecipe, task: str) -> Artifact:
