@@ -203,9 +203,7 @@ def test_an_altered_file_in_the_cache_is_refused(
 
 
 def test_no_such_file_on_the_server(server: Server, teacher: nn.Module) -> None:
-    message = (
-        r"ImageNet weights of ResNet18: expected .*resnet18-f37072fd\.pth, .*404.*--encoder-weights FILE"
-    )
+    message = r"ImageNet weights of ResNet18: expected .*resnet18-f37072fd\.pth, .*404.*--encoder-weights FILE"
     with pytest.raises(MissingWeightsError, match=message):
         load_encoder(teacher, "imagenet")
 
@@ -259,9 +257,7 @@ def test_another_architecture_is_refused(teacher: nn.Module, tmp_path: Path) -> 
 
 def test_another_width_is_refused(teacher: nn.Module, tmp_path: Path) -> None:
     torch.save(small_checkpoint(width=4), tmp_path / "narrow.pth")
-    with pytest.raises(
-        CheckpointError, match=r"conv1\.weight of shape \(8, 3, 7, 7\), got \(4, 3, 7, 7\).*width"
-    ):
+    with pytest.raises(CheckpointError, match=r"conv1\.weight of shape \(8, 3, 7, 7\), got \(4, 3, 7, 7\).*width"):
         load_encoder(teacher, tmp_path / "narrow.pth")
 
 
