@@ -19,6 +19,7 @@ from optimize.config import assign, build, merge, to_plain
 from optimize.registry import STAGES, get_stage
 
 SCHEMA = 1
+DEVICES = ("auto", "cpu", "cuda", "mps")
 DEFAULT_TARGETS = ("onnx", "openvino", "tensorrt", "coreml")
 
 
@@ -195,6 +196,9 @@ class Recipe:
         if min(self.input_size) < 1:
             fix = "use for example --input-size 256 256"
             raise ConfigError(explain("input size", expected="positive pixels", got=self.input_size, fix=fix))
+        if self.device not in DEVICES:
+            fix = "choose one of these with --device"
+            raise ConfigError(explain("device", expected=" | ".join(DEVICES), got=repr(self.device), fix=fix))
         if self.lpips_net not in LPIPS_NETS:
             raise UnknownNameError("LPIPS net", self.lpips_net, LPIPS_NETS)
 

@@ -109,10 +109,10 @@ class RunFolder:
                 raise RunFolderError(explain(f"{self.root}", expected="an empty folder or a run", got=got, fix=fix))
             known = old is not None and old.get("recipe") == json.loads(json.dumps(recipe))
             if old is not None and not known:
-                self._replace(old, recipe, policy)
+                self._replace(old, recipe, policy if self._has_stages() else "overwrite")
             elif policy == "overwrite":
                 self._clear()
-            going_on = old is not None and policy != "overwrite"
+            going_on = self._has_stages()
             self.root.mkdir(parents=True, exist_ok=True)
             write_json(self.root / MARK, {"schema": SCHEMA, "recipe": recipe})
         return going_on
@@ -151,6 +151,10 @@ class RunFolder:
     def _mark(self) -> dict[str, Any] | None:
         path = self.root / MARK
         return read_json(path) if path.exists() else None
+
+    def _has_stages(self) -> bool:
+        """Say whether a stage was begun here: a run that ended before that is worth nothing."""
+        return any(path.is_file() for pattern in ("stage.json", "*/*/stage.json") for path in self.root.glob(pattern))
 
     def _foreign(self) -> list[str]:
         if not self.root.is_dir():
