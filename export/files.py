@@ -67,3 +67,15 @@ def write_bytes(output: Path, content: bytes) -> None:
     """Write ``content`` to ``output`` in one step; see ``replacing``."""
     with replacing(output) as temporary:
         temporary.write_bytes(content)
+
+
+def companions(path: Path) -> list[Path]:
+    """Return the files that belong beside an artifact: the graph of an engine, the mobile format of an ONNX graph."""
+    from models.artifact import sidecar_of
+
+    if path.suffix == ".engine":
+        return [path.with_name(path.name + ".onnx")]
+    if path.suffix == ".onnx":
+        mobile = path.with_suffix(".ort")
+        return [mobile, sidecar_of(mobile)]
+    return []

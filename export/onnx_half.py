@@ -66,6 +66,7 @@ def to_half(model: ModelProto, contract: Contract, *, keep: tuple[str, ...] = ()
         op_block_list=list(_ALWAYS_FLOAT),
         node_block_list=blocked,
     )
+    _merge_casts(half)
     _sort(half)
     half.graph.ClearField("value_info")
     onnx.checker.check_model(half, full_check=True)
@@ -139,6 +140,26 @@ def _probes(contract: Contract) -> list[dict[str, NDArray[np.float32]]]:
         return feeds
 
     return [fill(kind) for kind in ("low", "high", "noise")]
+
+
+def _merge_casts(model: ModelProto) -> None:
+    """Drop casts that are there twice, and the detour over FP16 between two nodes that stay in FP32 (it overflows)."""
+    onnx = require("onnx", "onnx")
+    nodes = list({(node.op_type, *node.output): node for node in model.graph.node}.values())
+    casts = {node.output[0]: (node.attribute[0].i, node.input[0]) for node in nodes if node.op_type == "Cast"}
+    half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    detours = {}
+    for output, (kind, source) in casts.items():
+        if kind == single and source in casts and casts[source][0] == half:
+            detours[output] = casts[source][1]
+    for node in nodes:
+        for index, name in enumerate(node.input):
+            if name in detours:
+                node.input[index] = detours[name]
+    used = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    nodes = [node for node in nodes if node.op_type != "Cast" or node.output[0] in used]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _sort(model: ModelProto) -> None:

@@ -46,8 +46,8 @@ _ROWS = (
         tolerance={_FP32: 1e-4, _FP16: 1e-2, _BF16: 5e-2, _INT8: 0.15},
         module="export.to_openvino",
         options={
-            "preset": "activation quantization of NNCF: mixed or performance (symmetric)",
-            "fast_bias_correction": "NNCF's quicker bias correction (true or false)",
+            "preset": "activations of NNCF: mixed or performance (symmetric)",
+            "fast_bias_correction": "the quicker of NNCF's two bias corrections (true or false)",
             "inference_precision": "arithmetic of what stays in floating point beside INT8: fp32 or bf16",
         },
     ),
@@ -73,7 +73,13 @@ _ROWS = (
         extra="coreml",
         tolerance={_FP32: 1e-4, _FP16: 2e-2, _INT8: 0.15},
         module="export.to_coreml",
-        options={"image_input": "take a grey or RGB image instead of a tensor (true or false)"},
+        options={
+            "image_input": "take an RGB picture instead of a tensor (true or false)",
+            "image_output": "give the rendered RGB picture instead of a tensor (true or false)",
+            "sizes": "the only sizes of a dynamic package, for example 256x256,512x512 (each can run on the ANE)",
+            "max_size": "largest height and width of a dynamic package (default 2048)",
+            "int8": "where activations are quantized: per_layer or linear_quantizer",
+        },
     ),
 )
 

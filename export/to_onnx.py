@@ -69,7 +69,9 @@ def export(
         _refuse_half_ort()
     contract = contract_of(artifact, precision=precision, input_size=input_size, dynamic=dynamic)
     with progress.track(f"ONNX {precision}", total=3) as bar:
-        model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=int(given.get("opset", OPSET)))
+        record = record_of(artifact, quantization) if precision is Precision.INT8 else None
+        opset = int(given.get("opset", OPSET))
+        model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=opset)
         bar.advance()
         notes: dict[str, Any] = {}
         if precision is Precision.FP16:
@@ -77,9 +79,8 @@ def export(
 
             model, kept = to_half(model, contract, keep=tuple(given.get("keep_fp32", ())))
             notes["kept_fp32"] = kept
-        elif precision is Precision.INT8:
-            record = record_of(artifact, quantization)
-            model = lower(model, record, "onnxruntime")
+        elif record is not None:
+            model = lower(model, record, "onnxruntime", contract)
             notes["quantization"] = record.to_json(output.parent)
         bar.advance()
         created = write_onnx(model, output, artifact=artifact, contract=contract, metadata=notes)
@@ -104,49 +105,26 @@ def record_of(artifact: Artifact, given: Quantization | None) -> Quantization:
     return record
 
 
-def lower(model: ModelProto, record: Quantization, dialect: Dialect) -> ModelProto:
+def lower(model: ModelProto, record: Quantization, dialect: Dialect, contract: Contract) -> ModelProto:
     """Insert the quantize and dequantize nodes of ``record`` in the dialect of ``onnxruntime`` or ``tensorrt``.
 
-    The calibration inputs may have another size than the graph: they are measured at their own.
+    Calibration inputs of another size than the graph's are resized.
 
     Raises:
-        ExportError: The graph cannot be computed at the size of the calibration inputs.
+        ExportError: The graph cannot be computed on the calibration inputs.
     """
+    from export.calibration import calibrated_at
     from export.quantization import lower_qdq
 
-    shapes = _open_sides(model)
     try:
-        with quiet():
-            lowered = lower_qdq(model, record, dialect, layer_nodes(model))
+        with quiet(), calibrated_at(record, contract.input_size, dynamic=contract.dynamic) as fitting:
+            return lower_qdq(model, fitting, dialect, layer_nodes(model))
     except PareError:
         raise
     except Exception as error:  # onnxruntime raises its own exceptions, which share no base class
         fix = "run `python -m optimize quantize` with the --input-size of the export"
         got = str(error).strip().splitlines()[0]
         raise ExportError(explain("calibration", expected="inputs that the graph takes", got=got, fix=fix)) from error
-    finally:
-        _close_sides(model, shapes)
-    _close_sides(lowered, shapes)
-    return lowered
-
-
-def _open_sides(model: ModelProto) -> list[tuple[int, ...]]:
-    """Free batch, height and width of inputs and outputs in place; return what they were (0: already open)."""
-    shapes = []
-    for value in (*model.graph.input, *model.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        shapes.append(tuple(dim.dim_value for dim in dims))
-        for axis, name in ((0, "N"), (2, "H"), (3, "W")):
-            if axis < len(dims):
-                dims[axis].dim_param = name
-    return shapes
-
-
-def _close_sides(model: ModelProto, shapes: list[tuple[int, ...]]) -> None:
-    for value, shape in zip((*model.graph.input, *model.graph.output), shapes, strict=True):
-        for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
-            if side:
-                dim.dim_value = side
 
 
 def float_onnx(

@@ -27,6 +27,7 @@ from models.spec import Precision
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from onnx import ModelProto
 
     from export.quantization import Quantization
     from export.target import Runner
@@ -70,13 +71,13 @@ def export(
     contract = contract_of(artifact, precision=precision, input_size=input_size, dynamic=dynamic)
     ov = require("openvino", "openvino")
     with progress.track(f"OpenVINO {precision}", total=3) as bar:
+        record = record_of(artifact, quantization) if precision is Precision.INT8 else None
         graph = float_onnx(artifact, input_size=input_size, dynamic=dynamic)
-        model, names = _convert(ov, graph), layer_nodes(graph)
+        model = _convert(ov, graph)
         bar.advance()
         notes: dict[str, Any] = {"inference_precision": remainder if precision is Precision.INT8 else precision.value}
-        if precision is Precision.INT8:
-            record = record_of(artifact, quantization)
-            model = _quantize(model, record, names, given)
+        if record is not None:
+            model = _quantize(model, graph, record, contract, given)
             notes["quantization"] = record.to_json(output.parent)
         bar.advance()
         created = _write(ov, model, output, artifact=artifact, contract=contract, notes=notes)
@@ -94,17 +95,16 @@ def _convert(ov: Any, graph: Any) -> Any:
         raise ExportError(explain("OpenVINO", expected="a graph that it converts", got=got, fix=fix)) from error
 
 
-def _quantize(model: Any, record: Quantization, names: Mapping[str, str], given: Mapping[str, Any]) -> Any:
+def _quantize(model: Any, graph: ModelProto, record: Quantization, contract: Contract, given: Mapping[str, Any]) -> Any:
+    from export.calibration import calibrated_at
     from export.quantization import float_nodes, lower_nncf
 
-    ignored = _operations(model, float_nodes(record, names))
-    before = model.input(0).get_partial_shape()
-    inputs = record.inputs()
+    ignored = _operations(model, float_nodes(record, layer_nodes(graph)))
     try:
-        with quiet():
-            model.reshape([1, *inputs.shape[1:]])
-            model = lower_nncf(model, record, ignored)
-            model.reshape(before)
+        with quiet(), calibrated_at(record, contract.input_size, dynamic=contract.dynamic) as fitting:
+            quick = str(given.get("fast_bias_correction", True)).lower() == "true"
+            preset = str(given.get("preset", "mixed"))
+            return lower_nncf(model, fitting, ignored, preset=preset, fast_bias_correction=quick)
     except PareError:
         raise
     except Exception as error:  # nncf and openvino raise their own exceptions
@@ -113,7 +113,6 @@ def _quantize(model: Any, record: Quantization, names: Mapping[str, str], given:
         raise ExportError(
             explain("NNCF", expected="calibration inputs that the graph takes", got=got, fix=fix)
         ) from error
-    return model
 
 
 def _operations(model: Any, nodes: list[str]) -> list[str]:

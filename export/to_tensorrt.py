@@ -79,7 +79,7 @@ def export(
             model, notes["kept_fp32"] = to_half(model, contract)
         elif precision is Precision.INT8:
             record = record_of(artifact, quantization)
-            model = lower(model, record, "tensorrt")
+            model = lower(model, record, "tensorrt", contract)
             notes["quantization"] = record.to_json(output.parent)
         bar.advance()
         engine, cached = _build(package, model, capabilities, profile, given.get("timing_cache"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.errors import CheckpointError, explain
 
@@ -54,6 +55,8 @@ def upsample_bilinear(x: Tensor, scale: int) -> Tensor:
     """
     if scale == 1:
         return x
+    if isinstance(x.shape[2], torch.SymInt) or isinstance(x.shape[3], torch.SymInt):  # exported with open sizes
+        return functional.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
     rows = _triangle(x.shape[2], scale, x)
     columns = _triangle(x.shape[3], scale, x)
     return torch.matmul(torch.matmul(rows, x), columns.transpose(0, 1))
