@@ -290,7 +290,8 @@ def save_network(
     state = net.state_dict()
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    save_tensors(state, path, metadata={"model": model, "task": task})
+    # One key: safetensors writes several in any order, and the same weights must give the same hash.
+    save_tensors(state, path, metadata={"pare": json.dumps({"model": model, "task": task})})
     return Artifact.create(
         path,
         format="torch",

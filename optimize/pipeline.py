@@ -30,7 +30,15 @@ from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.registry import get_stage
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space, fingerprint, read_json
 from optimize.run_state import REFERENCE, Run
-from optimize.sources import Photos, check_size, make_context, open_recipe_photos, open_teacher, weights_fingerprint
+from optimize.sources import (
+    Photos,
+    check_device,
+    check_size,
+    make_context,
+    open_recipe_photos,
+    open_teacher,
+    weights_fingerprint,
+)
 from optimize.steps import StageJudge, run_judged_stage, stage_fingerprint
 
 if TYPE_CHECKING:
@@ -72,6 +80,7 @@ def run_pipeline(
     """
     from benchmarks.metrics import load_lpips
 
+    check_device(recipe.device)
     for name in recipe.stages:
         stage_config(recipe, name)
     load_lpips(recipe.lpips_net, recipe.lpips_weights)

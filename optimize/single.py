@@ -16,7 +16,7 @@ from models.registry import MODELS, WEIGHTS
 from optimize.pipeline import stage_defaults
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space
-from optimize.sources import check_size, make_context, open_recipe_photos, open_teacher
+from optimize.sources import check_device, check_size, make_context, open_recipe_photos, open_teacher
 from optimize.steps import is_main_process, run_stage, stage_fingerprint, wait_for_all
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def run_single(
         PareError: Bad input, NaN loss, a full disk, or a folder that holds another run.
     """
     recipe = replace(recipe, stages=(name,) if name != "train" else ())
+    check_device(recipe.device)
     stage_config(recipe, name)
     given = Artifact.load(artifact) if artifact is not None else None
     if root.suffix == ".safetensors":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.artifact import Artifact, load_network, read_tensors, save_network, sha256_of, sidecar_of
-from models.errors import DataError, InputSizeError, PareError, UsageError, explain
+from models.errors import DataError, InputSizeError, PareError, UnsupportedError, UsageError, explain
 from models.photos import PhotoSet, embedded_photos, open_photos
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import WEIGHTS, create_model, get_spec
@@ -162,6 +162,19 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
         what = f"{artifact.model} on input (1, {channels[0]}, {height}, {width})"
         fix = "pass another --input-size, or the --task whose tensors this network takes and gives"
         raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
+
+
+def check_device(device: str) -> None:
+    """Raise UnsupportedError when PyTorch does not see ``device`` here."""
+    import torch
+
+    names = {"cuda": "CUDA", "mps": "Apple"}
+    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if device in present and not present[device]():
+        fix = "pass --device cpu, or leave it out"
+        raise UnsupportedError(
+            explain("device", expected=f"a {names[device]} GPU that PyTorch sees", got="none", fix=fix)
+        )
 
 
 def make_context(

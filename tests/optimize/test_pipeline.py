@@ -1,0 +1,468 @@
+"""The pipeline: order, gates, resuming, what goes on after a failure and what does not. Stages, targets: stubs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from benchmarks.machine import describe_machine
+from benchmarks.row import BenchmarkRow
+from benchmarks.run import Benchmark
+from models.artifact import Artifact, load_network, save_network
+from models.errors import (
+    CheckpointError,
+    DataError,
+    ExportError,
+    InputSizeError,
+    MissingExtraError,
+    QualityGateError,
+    RunFolderError,
+    TrainingError,
+    UnsupportedError,
+)
+from models.spec import Precision
+from optimize import pipeline, registry, shipping, steps
+from optimize.pipeline import run_pipeline
+from optimize.recipe import Recipe, combine
+from optimize.registry import StageRow
+
+
+@dataclass(frozen=True)
+class StubConfig:
+    """Config of a stub stage."""
+
+    amount: int = 1
+    seed: int = 0
+
+
+class Bench:
+    """Stub stages and targets, and what happened in them."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.exports: list[str] = []
+        self.contests = 0
+        self.lpips = {"teacher": 0.2, "distill": 0.205, "prune": 0.21, "quantize": 0.212}
+        self.speedup: float | None = 1.5
+        self.hooks: dict[str, Callable[[Path], None]] = {}
+        self.broken: dict[str, Exception] = {}
+
+    def run(self, name: str) -> Callable[..., Artifact]:
+        """Return ``run`` of the stub stage ``name``."""
+
+        def stage(artifact: Artifact, config: StubConfig, data: Any, out: Path) -> Artifact:
+            self.stages.append(name)
+            net = load_network(artifact)
+            next(net.parameters()).data += 0.01 * (1 + config.amount)
+            self.hooks.get(name, lambda path: None)(out)
+            metadata = {"start": "scratch"} if name == "distill" else {"speedup": self.speedup}
+            if name == "quantize":
+                metadata = {"scores": {"lpips": self.lpips[name], "lpips_net": "lite"}}
+            return save_network(
+                net,
+                out / f"{name}.safetensors",
+                model=artifact.model,
+                task=artifact.task,
+                precision=Precision.INT8 if name == "quantize" else Precision.FP32,
+                stages=(*artifact.stages, name),
+                parent=artifact,
+                model_kwargs=artifact.model_kwargs,
+                metadata=metadata,
+            )
+
+        return stage
+
+    def export(self, artifact: Artifact, output: Path, *, precision: Precision, **how: Any) -> Artifact:
+        """Stand in for the converters."""
+        label = f"{output.suffix[1:]} {precision}"
+        self.exports.append(label)
+        if label in self.broken:
+            raise self.broken[label]
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(artifact.sha256.encode() + str(precision).encode())
+        return Artifact.create(output, format="onnx", parent=artifact, precision=precision)
+
+    def benchmark(self, artifacts: list[Artifact], photos: Any, *, root: Path, **settings: Any) -> Benchmark:
+        """Stand in for the contest."""
+        self.contests += 1
+        rows = []
+        for artifact in artifacts:
+            stage = artifact.stages[-1] if artifact.stages else "teacher"
+            name = artifact.path.resolve()
+            rows.append(
+                BenchmarkRow(
+                    model=artifact.model,
+                    task=artifact.task,
+                    stage=stage,
+                    target=artifact.format,
+                    precision=artifact.precision.value,
+                    artifact=name.relative_to(root.resolve()).as_posix() if name.is_relative_to(root) else name.name,
+                    sha256=artifact.sha256,
+                    lpips=self.lpips[stage] + (0.0 if artifact.format == "torch" else self.lpips.get("engine", 0.0)),
+                    lpips_net="lite",
+                    lpips_vs_teacher=0.0,
+                    latency_p50_ms=10.0 if stage == "teacher" else 1.0,
+                    gmacs=1.0,
+                    speedup=1.0 if stage == "teacher" else 10.0,
+                    status="measured",
+                )
+            )
+        return Benchmark(tuple(rows), describe_machine(threads=1), {}, ())
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """Put the stubs in the place of stages, targets, LPIPS and the contest."""
+    it = Bench()
+    table = dict(registry.STAGES)
+    for name in ("distill", "prune", "quantize"):
+        module = types.ModuleType(f"stub_{name}")
+        module.__dict__.update(name=name, config_type=StubConfig, run=it.run(name))
+        monkeypatch.setitem(sys.modules, f"stub_{name}", module)
+        table[name] = StageRow(name, f"stub_{name}", "stub")
+    monkeypatch.setattr(registry, "STAGES", table)
+    monkeypatch.setattr("export.target.Target.load", lambda self: types.SimpleNamespace(export=it.export))
+    monkeypatch.setattr("benchmarks.run.benchmark", it.benchmark)
+    monkeypatch.setattr("benchmarks.metrics.load_lpips", lambda net, weights=None: None)
+
+    def measure(self: Any, artifact: Artifact) -> dict[str, Any]:
+        stage = artifact.stages[-1] if artifact.stages else "teacher"
+        return {"lpips": it.lpips[stage], "lpips_net": "lite", "lpips_do_nothing": 0.3}
+
+    monkeypatch.setattr(steps.StageJudge, "measure", measure)
+    monkeypatch.setattr(pipeline, "stage_defaults", lambda name, recipe, photos: {})
+    return it
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small colour photos."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(6):
+        rgb = np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(rgb).save(folder / f"{index}.png")
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny teacher as an artifact."""
+    torch.manual_seed(0)
+    kwargs = {"reduction": 2, "widths": [8, 16], "depths": [1, 1]}
+    net = models.create_model("chroma_unet", **kwargs)
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_network(net, path, model="chroma_unet", task="colorize", stages=("teacher",), model_kwargs=kwargs)
+    return path
+
+
+@pytest.fixture
+def recipe(photos: Path, weights: Path) -> Recipe:
+    """Two targets, small photos."""
+    flags = {
+        "teacher.model": "chroma_unet",
+        "teacher.weights": str(weights),
+        "data.source": str(photos),
+        "data.eval_fraction": 0.3,
+        "input_size": [32, 32],
+        "export.targets": ["onnx", "openvino"],
+        "export.reference_targets": ["onnx"],
+    }
+    return combine(None, flags)
+
+
+def names(folder: Path) -> list[str]:
+    """Visible names in a folder."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def statuses(summary: Mapping[str, Any]) -> dict[str, str]:
+    """``onnx int8`` -> status."""
+    return {f"{row['target']} {row['precision']}": row["status"] for row in summary["artifacts"]}
+
+
+def test_whole_run_leaves_everything_in_its_place(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    summary = run_pipeline(recipe, tmp_path / "run")
+    root = tmp_path / "run"
+    assert bench.stages == ["distill", "prune", "quantize"]
+    assert names(root / "stages") == ["00-teacher", "01-distill", "02-prune", "03-quantize"]
+    exported = [name for name in names(root / "artifacts") if not name.endswith(".json")]
+    assert exported == [
+        "chroma_unet-fp16.onnx",
+        "chroma_unet-fp16.openvino",
+        "chroma_unet-fp32.onnx",
+        "chroma_unet-fp32.openvino",
+        "chroma_unet-int8.onnx",
+        "chroma_unet-int8.openvino",
+        "reference",
+    ]
+    reference = [name for name in names(root / "artifacts" / "reference") if not name.endswith(".json")]
+    assert reference == ["distill-chroma_unet-fp32.onnx", "teacher-chroma_unet-fp32.onnx"]
+    int8 = Artifact.load(root / "artifacts" / "chroma_unet-int8.onnx")
+    assert int8.stages == ("teacher", "distill", "prune", "quantize")
+    assert int8.parent_sha256 == Artifact.load(root / "stages/03-quantize/quantize.safetensors").sha256
+    assert json.loads((root / "skipped_photos.json").read_text())[0]["reason"] == "is not an image of a known format"
+    report = json.loads((root / "report" / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["recipe"]["input_size"] == [32, 32]
+    assert [stage["stage"] for stage in report["stages"]] == ["distill", "prune", "quantize"]
+    assert {(row["target"], row["stage"]) for row in report["rows"]} >= {("torch", "teacher"), ("onnx", "quantize")}
+    assert "The distillation started from random weights." in report["notes"]
+    assert summary["best"]["speedup"] == 10.0
+    assert set(statuses(summary).values()) == {"built"}
+
+
+def test_second_run_does_nothing_again(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    first = run_pipeline(recipe, tmp_path / "run")
+    again = run_pipeline(recipe, tmp_path / "run")
+    assert again == first
+    assert len(bench.stages) == 3
+    assert len(bench.exports) == 8
+    assert bench.contests == 1
+
+
+def test_resume_runs_only_what_changed(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    run_pipeline(recipe, tmp_path / "run")
+    changed = replace(recipe, options={"prune": {"amount": 2}})
+    with pytest.raises(RunFolderError, match=r"a run of another recipe: prune.amount \(1, now 2\)"):
+        run_pipeline(changed, tmp_path / "run")
+    bench.stages.clear()
+    run_pipeline(changed, tmp_path / "run", policy="resume")
+    assert bench.stages[0] == "prune"
+    assert "distill" not in bench.stages
+    bench.stages.clear()
+    run_pipeline(changed, tmp_path / "run", policy="overwrite")
+    assert bench.stages == ["distill", "prune", "quantize"]
+
+
+def test_changed_photos_run_the_stages_again(
+    bench: Bench, recipe: Recipe, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_pipeline(recipe, tmp_path / "run")
+    extra = photos / "7.png"
+    Image.fromarray(np.random.default_rng(9).integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(extra)
+    try:
+        run_pipeline(recipe, tmp_path / "run")
+    finally:
+        extra.unlink()
+    assert bench.stages == ["distill", "prune", "quantize"] * 2
+
+
+def test_interrupted_stage_goes_on_with_its_checkpoint(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    seen = []
+
+    def stop(out: Path) -> None:
+        seen.append((out / "x.checkpoint").exists())
+        (out / "x.checkpoint").write_text("half")
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    bench.hooks["prune"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(recipe, tmp_path / "run")
+    record = json.loads((tmp_path / "run/stages/02-prune/stage.json").read_text())
+    assert (record["status"], record["reason"]) == ("running", "interrupted")
+    run_pipeline(recipe, tmp_path / "run")
+    assert seen == [False, True]
+    assert bench.stages == ["distill", "prune", "prune", "quantize"]
+
+
+@pytest.mark.parametrize(
+    "error", [TrainingError("loss: expected a finite number, got nan; fix: lower the rate"), DataError("one colour")]
+)
+def test_bad_training_or_data_ends_the_run_and_keeps_what_is_finished(
+    bench: Bench, recipe: Recipe, tmp_path: Path, error: Exception
+) -> None:
+    def fail(out: Path) -> None:
+        raise error
+
+    bench.hooks["quantize"] = fail
+    with pytest.raises(type(error), match=str(error)):
+        run_pipeline(recipe, tmp_path / "run")
+    record = json.loads((tmp_path / "run/stages/03-quantize/stage.json").read_text())
+    assert (record["status"], record["reason"]) == ("failed", str(error))
+    del bench.hooks["quantize"]
+    run_pipeline(recipe, tmp_path / "run")
+    assert bench.stages == ["distill", "prune", "quantize", "quantize"]
+
+
+def test_full_disk_ends_the_run_with_a_clear_text(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    def fail(out: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    bench.hooks["distill"] = fail
+    with pytest.raises(RunFolderError, match=r"01-distill: expected room to write, .*No space left.*run the same comm"):
+        run_pipeline(recipe, tmp_path / "run")
+
+
+@pytest.mark.parametrize("error", [UnsupportedError("no channels to prune"), RuntimeError("index 3 is out of bounds")])
+def test_stage_that_cannot_be_done_is_left_out(bench: Bench, recipe: Recipe, tmp_path: Path, error: Exception) -> None:
+    def fail(out: Path) -> None:
+        raise error
+
+    bench.hooks["prune"] = fail
+    summary = run_pipeline(recipe, tmp_path / "run")
+    assert [stage["accepted"] for stage in summary["stages"]] == [True, False, True]
+    assert str(error) in summary["stages"][1]["reason"]
+    int8 = Artifact.load(tmp_path / "run/artifacts/chroma_unet-int8.onnx")
+    assert int8.stages == ("teacher", "distill", "quantize")
+
+
+def test_stage_over_the_gate_is_reported_and_left_out(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    bench.lpips["prune"] = 0.25
+    bench.lpips["quantize"] = 0.21
+    summary = run_pipeline(recipe, tmp_path / "run")
+    assert "LPIPS-lite 0.2500 is 0.0500 above the teacher's; the gate is 0.02" in summary["stages"][1]["reason"]
+    assert Artifact.load(tmp_path / "run/artifacts/chroma_unet-fp32.onnx").stages == ("teacher", "distill")
+    bench.stages.clear()
+    allowed = replace(recipe, gate=replace(recipe.gate, allow_drop=True))
+    summary = run_pipeline(allowed, tmp_path / "run", policy="resume")
+    assert [stage["accepted"] for stage in summary["stages"]] == [True, True, True]
+    assert bench.stages == ["quantize"]
+
+
+def test_pruning_without_gain_is_left_out(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    bench.speedup = 1.01
+    summary = run_pipeline(recipe, tmp_path / "run")
+    assert summary["stages"][1]["reason"] == "only 1.01x faster than before, the least worth having is 1.05x"
+    bench.speedup = None
+    summary = run_pipeline(replace(recipe, seed=1), tmp_path / "run", policy="overwrite")
+    assert summary["stages"][1]["accepted"]
+
+
+def test_refused_quantization_leaves_the_int8_rows_with_the_reason(
+    bench: Bench, recipe: Recipe, tmp_path: Path
+) -> None:
+    def fail(out: Path) -> None:
+        raise QualityGateError("INT8: expected a drop of 0.01, got 0.05; fix: --allow-drop")
+
+    bench.hooks["quantize"] = fail
+    summary = run_pipeline(recipe, tmp_path / "run")
+    assert statuses(summary)["onnx int8"] == "failed"
+    assert statuses(summary)["onnx fp16"] == "built"
+    rows = json.loads((tmp_path / "run/report/report.json").read_text())["rows"]
+    row = next(row for row in rows if row["target"] == "onnx" and row["precision"] == "int8")
+    assert row["stage"] == "quantize"
+    assert row["latency_p50_ms"] is None
+    assert "expected a drop of 0.01, got 0.05" in row["reason"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (MissingExtraError("openvino", "openvino"), "unsupported", "pip install 'pare\\[openvino\\]'"),
+        (ExportError("OpenVINO: expected a, got b; fix: c"), "failed", "OpenVINO: expected a, got b; fix: c"),
+        (KeyError("weird"), "failed", "KeyError: 'weird'"),
+    ],
+)
+def test_target_that_fails_becomes_a_row_and_the_others_go_on(
+    bench: Bench, recipe: Recipe, tmp_path: Path, error: Exception, status: str, text: str
+) -> None:
+    bench.broken["openvino fp16"] = error
+    summary = run_pipeline(recipe, tmp_path / "run")
+    assert statuses(summary)["openvino fp16"] == status
+    assert [s for label, s in statuses(summary).items() if label != "openvino fp16"] == ["built"] * 5
+    rows = json.loads((tmp_path / "run/report/report.json").read_text())["rows"]
+    row = next(row for row in rows if row["target"] == "openvino" and row["precision"] == "fp16")
+    assert row["status"] == status
+    assert re.search(text, row["reason"])
+
+
+def test_precision_that_a_target_lacks_is_unsupported(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    export = replace(recipe.export, precisions=(Precision.FP32, Precision.BF16))
+    summary = run_pipeline(replace(recipe, export=export), tmp_path / "run")
+    assert statuses(summary) == {
+        "onnx fp32": "built",
+        "onnx bf16": "unsupported",
+        "openvino fp32": "built",
+        "openvino bf16": "built",
+    }
+
+
+def test_artifact_over_the_gate_is_rejected_and_the_rest_shipped(
+    bench: Bench, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = bench.benchmark
+
+    def spoiled(artifacts: list[Artifact], photos: Any, **kwargs: Any) -> Benchmark:
+        result = original(artifacts, photos, **kwargs)
+        rows = [replace(r, lpips=0.3) if r.artifact.endswith("int8.onnx") else r for r in result.rows]
+        return replace(result, rows=tuple(rows))
+
+    monkeypatch.setattr("benchmarks.run.benchmark", spoiled)
+    summary = run_pipeline(recipe, tmp_path / "run")
+    assert (tmp_path / "run/rejected/chroma_unet-int8.onnx").exists()
+    assert (tmp_path / "run/rejected/chroma_unet-int8.onnx.json").exists()
+    assert not (tmp_path / "run/artifacts/chroma_unet-int8.onnx").exists()
+    assert statuses(summary)["onnx int8"] == "failed"
+    assert "not shipped: LPIPS 0.1000 above the teacher's, the gate is 0.02" in next(
+        row["reason"] for row in summary["artifacts"] if row["status"] == "failed"
+    )
+
+
+def test_nothing_left_to_ship_is_an_error_with_a_report(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    bench.lpips["engine"] = 0.5
+    with pytest.raises(QualityGateError, match=r"expected an artifact to ship, .*raise --max-lpips-drop, or pass --al"):
+        run_pipeline(recipe, tmp_path / "run")
+    assert (tmp_path / "run/report/report.json").exists()
+
+
+def test_no_int8_without_a_quantize_stage(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    summary = run_pipeline(replace(recipe, stages=("distill",)), tmp_path / "run")
+    assert [row["precision"] for row in summary["artifacts"]] == ["fp32", "fp16"] * 2
+
+
+def test_without_stages_the_teacher_itself_is_exported(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    summary = run_pipeline(replace(recipe, stages=()), tmp_path / "run")
+    assert [row["status"] for row in summary["artifacts"]] == ["built"] * 4
+    assert Artifact.load(tmp_path / "run/artifacts/chroma_unet-fp16.onnx").stages == ("teacher",)
+
+
+def test_leftovers_of_an_earlier_run_are_removed(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    run_pipeline(recipe, tmp_path / "run")
+    side = tmp_path / "run/artifacts/chroma_unet-fp32.onnx.cache"
+    side.write_text("written by the target")
+    fewer = replace(recipe, export=replace(recipe.export, targets=("onnx",)))
+    run_pipeline(fewer, tmp_path / "run", policy="resume")
+    left = names(tmp_path / "run/artifacts")
+    assert not [name for name in left if "openvino" in name]
+    assert side.name in left
+
+
+def test_size_that_the_network_cannot_take(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(InputSizeError, match="multiple of 32, got 40x40; fix: resize, crop or pad to 64x64"):
+        run_pipeline(replace(recipe, input_size=(40, 40)), tmp_path / "run")
+    assert bench.stages == []
+
+
+def test_truncated_teacher_is_named(bench: Bench, recipe: Recipe, tmp_path: Path, weights: Path) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:-100])
+    broken = replace(recipe, teacher=replace(recipe.teacher, weights=cut))
+    with pytest.raises(CheckpointError, match=r"cut.safetensors: expected a readable checkpoint"):
+        run_pipeline(broken, tmp_path / "run")
+
+
+def test_gpu_that_is_absent(bench: Bench, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(
+        UnsupportedError, match="device: expected a CUDA GPU that PyTorch sees, got none; fix: pass --de"
+    ):
+        run_pipeline(replace(recipe, device="cuda"), tmp_path / "run")
+
+
+def test_summary_without_timings_has_no_best(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    run = types.SimpleNamespace(rows=[], shipped=[], root=tmp_path)
+    assert shipping.best_row(run) is None  # type: ignore[arg-type]
