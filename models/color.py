@@ -18,6 +18,11 @@ _RGB_TO_XYZ = (
     (0.212671, 0.715160, 0.072169),
     (0.019334, 0.119193, 0.950227),
 )
+_XYZ_TO_RGB = (  # the inverse of the matrix above, so that a traced graph needs no matrix inversion
+    (3.2404813432005266, -1.5371515162713185, -0.4985363261688878),
+    (-0.9692549499965682, 1.8759900014898907, 0.04155592655829284),
+    (0.05564663913517715, -0.20404133836651123, 1.0573110696453443),
+)
 _WHITE = (0.95047, 1.0, 1.08883)  # D65, 2 degree observer
 _EPSILON = 0.008856
 _KAPPA = 7.787
@@ -74,13 +79,12 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     """Convert CIELab (N, 3, H, W) to sRGB; colours outside of the gamut are clipped to [0, 1]."""
     y = (lab[:, 0] + 16) / 116
     x, z = y + lab[:, 1] / 500, y - lab[:, 2] / 200
-    f = torch.stack([x, y, z.clamp_min(0)], dim=1)
+    f = torch.stack([x, y, z.clamp_min(0.0)], dim=1)
     edge = _EPSILON ** (1 / 3)
     xyz = torch.where(f > edge, f.clamp_min(edge) ** 3, (f - 16 / 116) / _KAPPA)
     white = torch.tensor(_WHITE, dtype=lab.dtype, device=lab.device).view(1, 3, 1, 1)
-    inverse = torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64))
-    linear = _mix(inverse.to(lab.dtype).to(lab.device), xyz * white)
-    return linear_to_srgb(linear.clamp(0, 1)).clamp(0, 1)
+    linear = _mix(torch.tensor(_XYZ_TO_RGB, dtype=lab.dtype, device=lab.device), xyz * white)
+    return linear_to_srgb(linear.clamp(0.0, 1.0)).clamp(0.0, 1.0)
 
 
 def normalize_lab(lab: Tensor) -> tuple[Tensor, Tensor]:
