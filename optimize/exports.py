@@ -209,8 +209,17 @@ def remove_strangers(folder: Path, jobs: Iterable[Job], *, keep: Iterable[str] =
 def move(artifact: Artifact, folder: Path) -> Artifact:
     """Move an artifact, its sidecar and what lies beside it under its name into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    _key_file(artifact.path).unlink(missing_ok=True)
-    for path in list(artifact.path.parent.glob(f"{artifact.path.name}*")):
+    name = artifact.path.name
+    for path in [*artifact.path.parent.glob(f"{name}*"), *artifact.path.parent.glob(f".{name}*")]:
         remove(folder / path.name)
         path.replace(folder / path.name)
-    return replace(artifact, path=folder / artifact.path.name)
+    return replace(artifact, path=folder / name)
+
+
+def move_back(source: Path, folder: Path) -> None:
+    """Move everything of ``source`` that ``folder`` lacks into it, and remove ``source``."""
+    for path in list(source.iterdir()) if source.is_dir() else ():
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / path.name).exists():
+            path.replace(folder / path.name)
+    remove(source)

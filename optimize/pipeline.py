@@ -25,7 +25,7 @@ from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_task
 from models.spec import Precision
 from optimize import shipping
-from optimize.exports import Job, plan, remove_strangers, run_jobs
+from optimize.exports import Job, move_back, plan, remove_strangers, run_jobs
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.registry import get_stage
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space, fingerprint, read_json
@@ -53,6 +53,7 @@ ENTRIES = (
     "report",
     "bundle",
     "cache",
+    ".bundle.key.json",
 )
 _NEEDED_MB = 600.0
 #: Shares of ``budget_minutes``.
@@ -103,7 +104,7 @@ def run_pipeline(
         _export(run, context)
         shipping.measure(run, context)
         shipping.gate(run, progress)
-        shipping.bundle(run, context)
+        shipping.bundle(run, progress)
     return shipping.summarize(run)
 
 
@@ -184,6 +185,7 @@ def _export(run: Run, context: StageContext) -> None:
             folder=folder / REFERENCE,
             prefix=f"{stage}-",
         )
+    move_back(run.root / "rejected", folder)
     _clear_exports(folder, jobs)
     size = run.recipe.input_size
     progress = context.progress

@@ -165,8 +165,30 @@ def gate(run: Run, progress: Progress) -> None:
         raise QualityGateError(explain("run", expected="an artifact to ship", got=got, fix=fix))
 
 
-def bundle(run: Run, context: StageContext) -> None:
-    """Write what an app developer receives."""
+def bundle(run: Run, progress: Progress) -> None:
+    """Write what an app developer receives, unless the same artifacts and numbers are in it already."""
+    if not run.shipped:
+        return
+    from export.bundle import write_bundle
+
+    folder, note = run.root / "bundle", run.root / ".bundle.key.json"
+    rows = {row.artifact: row for row in run.rows}
+    scores = {
+        artifact.path.name: _scores(rows[name])
+        for artifact in run.shipped
+        if (name := artifact.path.relative_to(run.root).as_posix()) in rows
+    }
+    key = fingerprint([artifact.sha256 for artifact in run.shipped], run.float_chain[-1].sha256, scores)
+    if read_json(note).get("key") == key and folder.is_dir():
+        progress.note(f"bundle: written before: {folder}")
+        return
+    write_bundle(run.shipped, folder, reference=run.float_chain[-1], scores=scores, progress=progress)
+    write_json(note, {"key": key})
+
+
+def _scores(row: BenchmarkRow) -> dict[str, Any]:
+    names = ("lpips", "lpips_net", "lpips_vs_teacher", "latency_p50_ms", "speedup", "device", "reason")
+    return {name: value for name in names if (value := getattr(row, name)) is not None}
 
 
 def summarize(run: Run) -> dict[str, Any]:

@@ -168,13 +168,13 @@ def check_device(device: str) -> None:
     """Raise UnsupportedError when PyTorch does not see ``device`` here."""
     import torch
 
-    names = {"cuda": "CUDA", "mps": "Apple"}
-    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if device in present and not present[device]():
+    is_absent = (device == "cuda" and not torch.cuda.is_available()) or (
+        device == "mps" and not torch.backends.mps.is_available()
+    )
+    if is_absent:
+        expected = f"{'a CUDA' if device == 'cuda' else 'an Apple'} GPU that PyTorch sees"
         fix = "pass --device cpu, or leave it out"
-        raise UnsupportedError(
-            explain("device", expected=f"a {names[device]} GPU that PyTorch sees", got="none", fix=fix)
-        )
+        raise UnsupportedError(explain("device", expected=expected, got="none", fix=fix))
 
 
 def make_context(

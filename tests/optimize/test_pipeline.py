@@ -54,6 +54,7 @@ class Bench:
         self.stages: list[str] = []
         self.exports: list[str] = []
         self.contests = 0
+        self.bundles: list[list[str]] = []
         self.lpips = {"teacher": 0.2, "distill": 0.205, "prune": 0.21, "quantize": 0.212}
         self.speedup: float | None = 1.5
         self.hooks: dict[str, Callable[[Path], None]] = {}
@@ -121,6 +122,13 @@ class Bench:
             )
         return Benchmark(tuple(rows), describe_machine(threads=1), {}, ())
 
+    def bundle(self, artifacts: list[Artifact], output: Path, *, reference: Artifact, **rest: Any) -> Path:
+        """Stand in for the bundle."""
+        assert reference.format == "torch"
+        output.mkdir(exist_ok=True)
+        self.bundles.append([artifact.path.name for artifact in artifacts])
+        return output
+
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
@@ -135,6 +143,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setattr(registry, "STAGES", table)
     monkeypatch.setattr("export.target.Target.load", lambda self: types.SimpleNamespace(export=it.export))
     monkeypatch.setattr("benchmarks.run.benchmark", it.benchmark)
+    monkeypatch.setattr("export.bundle.write_bundle", it.bundle)
     monkeypatch.setattr("benchmarks.metrics.load_lpips", lambda net, weights=None: None)
 
     def measure(self: Any, artifact: Artifact) -> dict[str, Any]:
@@ -231,6 +240,7 @@ def test_second_run_does_nothing_again(bench: Bench, recipe: Recipe, tmp_path: P
     assert len(bench.stages) == 3
     assert len(bench.exports) == 8
     assert bench.contests == 1
+    assert len(bench.bundles) == 1
 
 
 def test_resume_runs_only_what_changed(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
@@ -407,9 +417,14 @@ def test_artifact_over_the_gate_is_rejected_and_the_rest_shipped(
     assert (tmp_path / "run/rejected/chroma_unet-int8.onnx.json").exists()
     assert not (tmp_path / "run/artifacts/chroma_unet-int8.onnx").exists()
     assert statuses(summary)["onnx int8"] == "failed"
+    assert len(bench.bundles[0]) == 5
+    assert "chroma_unet-int8.onnx" not in bench.bundles[0]
     assert "not shipped: LPIPS 0.1000 above the teacher's, the gate is 0.02" in next(
         row["reason"] for row in summary["artifacts"] if row["status"] == "failed"
     )
+    exports = len(bench.exports)
+    assert run_pipeline(recipe, tmp_path / "run") == summary
+    assert (len(bench.exports), bench.contests) == (exports, 1)
 
 
 def test_nothing_left_to_ship_is_an_error_with_a_report(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
