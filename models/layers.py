@@ -10,6 +10,8 @@ from torch.nn import functional
 
 from models.errors import CheckpointError, explain
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 class ConvNormAct(nn.Sequential):
     """3x3 convolution, BatchNorm, ReLU: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
@@ -84,42 +86,68 @@ def icnr_(weight: Tensor, scale: int) -> None:
 def resize_to(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Resize the layers of ``net`` in place to the shapes of ``state``, so that pruned weights load without pickle.
 
-    Convolutions (grouped and depthwise too), linear layers and the common norms are resized.
+    Convolutions (grouped, depthwise and transposed too), linear layers, norms, attention, PReLU, and parameters and
+    buffers of your own modules can shrink; kernel sizes cannot.
 
     Raises:
-        CheckpointError: A stored shape cannot belong to its layer, or the layer kind cannot be resized.
+        CheckpointError: A stored shape cannot be a pruned one of its layer.
     """
     for name, module in net.named_modules():
-        key = f"{name}.weight" if name else "weight"
-        weight = getattr(module, "weight", None)
-        if key not in state or not isinstance(weight, Tensor) or weight.shape == state[key].shape:
-            continue
-        _resize_layer(name, module, state[key].shape)
-        for field in ("weight", "bias", "running_mean", "running_var"):
-            old, new = getattr(module, field, None), state.get(f"{name}.{field}")
+        prefix = f"{name}." if name else ""
+        fields = {**module._parameters, **module._buffers}
+        smaller = {}
+        for field, old in fields.items():
+            new = state.get(prefix + field)
             if old is None or new is None or old.shape == new.shape:
                 continue
-            if isinstance(old, nn.Parameter):
-                setattr(module, field, nn.Parameter(torch.empty(new.shape, dtype=old.dtype)))
-            else:
-                setattr(module, field, torch.empty(new.shape, dtype=old.dtype))
+            _check_pruned(prefix + field, module, old.shape, new.shape)
+            smaller[field] = new.shape
+        if not smaller:
+            continue
+        _update_sizes(module, smaller)
+        for field, shape in smaller.items():
+            old = fields[field]
+            empty = torch.empty(shape, dtype=old.dtype, device=old.device)  # type: ignore[union-attr]
+            setattr(module, field, nn.Parameter(empty) if field in module._parameters else empty)
 
 
-def _resize_layer(name: str, module: nn.Module, shape: torch.Size) -> None:
-    old = tuple(module.weight.shape)  # type: ignore[union-attr,arg-type]
-    mismatch = len(shape) != len(old) or tuple(shape[2:]) != old[2:]
-    if mismatch or not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)):
+def _check_pruned(name: str, module: nn.Module, old: torch.Size, new: torch.Size) -> None:
+    kernel = 2 if isinstance(module, _CONVOLUTIONS) else len(old)
+    if len(old) != len(new) or old[kernel:] != new[kernel:] or any(b > a or b < 1 for a, b in zip(old, new)):  # noqa: B905
         fix = "load it with the architecture that it was saved from"
-        raise CheckpointError(explain(f"weights of layer {name!r}", expected=old, got=tuple(shape), fix=fix))
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = shape[0], shape[1]
-    elif isinstance(module, nn.BatchNorm2d):
+        expected = f"shape {tuple(old)} or a pruned one"
+        raise CheckpointError(explain(f"weights {name!r}", expected=expected, got=tuple(new), fix=fix))
+
+
+def _update_sizes(module: nn.Module, shapes: Mapping[str, torch.Size]) -> None:
+    """Write the new sizes into the attributes of PyTorch's own layers."""
+    if isinstance(module, nn.MultiheadAttention):
+        width = shapes["in_proj_weight"][1]
+        module.embed_dim = module.kdim = module.vdim = width
+        module.head_dim = width // module.num_heads
+        return
+    shape = shapes.get("weight", next(iter(shapes.values())))
+    if isinstance(module, _CONVOLUTIONS):
+        _update_convolution(module, shape)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
         module.num_features = shape[0]
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(shape)
-    elif isinstance(module, nn.ConvTranspose2d):
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = shape[0]
+
+
+def _update_convolution(module: nn.modules.conv._ConvNd, shape: torch.Size) -> None:
+    """A depthwise convolution loses groups; in any other one, each group loses channels."""
+    if "weight" not in module._parameters:  # a parametrized weight
+        return
+    if module.groups > 1 and module.groups == module.in_channels:
+        module.groups = shape[0] if module.transposed else shape[0] * module.groups // module.weight.shape[0]
+    if module.transposed:
         module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
     else:
-        if module.groups > 1 and module.groups == module.in_channels:
-            module.groups = shape[0] // (old[0] // module.in_channels)
         module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
