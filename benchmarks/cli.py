@@ -173,18 +173,23 @@ def compare_command(
 @app.command("train-lite")
 def train_lite_command(
     data: Annotated[list[Path], typer.Option(help="Folder of colour photos; may be given several times.")],
-    lpips_weights: Annotated[Path, typer.Option(help="Folder with the official weights of LPIPS-squeeze.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors file to write.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 10000,
-    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+    lpips_weights: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the official weights of LPIPS-squeeze. Default: the torch hub cache."),
+    ] = None,
+    eval_data: Annotated[Path | None, typer.Option(help="Folder of photos for the figures of the card.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimizer steps after the first fit.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Of the first fit and the batches.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train `lite`, our own small LPIPS, to reproduce LPIPS-squeeze. Resumes from its checkpoint."""
     from benchmarks.metrics.lite_training import LiteConfig, train_lite
 
-    config = LiteConfig(data=tuple(data), lpips_weights=lpips_weights, output=output, steps=steps, seed=seed)
-    train_lite(config, progress=make_progress(quiet=quiet))
-    typer.echo(str(output))
+    config = LiteConfig(
+        data=tuple(data), output=output, lpips_weights=lpips_weights, eval_data=eval_data, steps=steps, seed=seed
+    )
+    typer.echo(str(train_lite(config, progress=make_progress(quiet=quiet))))
 
 
 @app.command("probe", hidden=True)

@@ -148,7 +148,7 @@ def _title(canvas: _Canvas, rows: Sequence[BenchmarkRow]) -> None:
     first = rows[0]
     canvas.text(_LEFT - 48, 28, "LPIPS against latency", size=17, font_weight="650")
     about = f"{first.task}, {first.height} x {first.width}, {first.photos} photos, LPIPS net: {first.lpips_net}"
-    about += f", {first.threads} threads" if first.threads else ""
+    about += f", {first.threads} thread{'s' if first.threads != 1 else ''}" if first.threads else ""
     canvas.text(_LEFT - 48, 47, about, size=12, kind="soft")
 
 
@@ -231,7 +231,7 @@ def _points(
     for index, row in enumerate(rows):
         x, y = spots[index]
         if row.latency_p95_ms is not None:
-            canvas.line(x, y, axes.x(row.latency_p95_ms), y, kind=row.target, width=1.2)
+            canvas.line(x, y, min(axes.x(row.latency_p95_ms), axes.right), y, kind=row.target, width=1.2)
         label = places[index]
         if label is not None:
             if label.leader:

@@ -123,7 +123,7 @@ def _ways(view: View) -> list[str]:
             ]
             for step in way.steps
         ]
-        header = ["step", "engine", f"LPIPS-{way.row.lpips_net}", "cost", "p50 ms", "ms gained", "faster"]
+        header = ["step", "engine", f"LPIPS-{way.row.lpips_net}", "cost", "p50 ms", "ms saved", "faster"]
         parts += [f"To {way.row.engine_name}", table(header, rows)]
     return parts
 
@@ -163,7 +163,10 @@ def _extremes(view: View) -> str:
 
 
 def _unmeasured(view: View) -> str:
-    return "\n".join(f"- **{row.label}** ({row.status}): {row.reason}" for row in view.unmeasured()) or "Nothing."
+    lines = []
+    for rows, reason in view.unmeasured():
+        lines.append(f"- **{', '.join(row.label for row in rows)}** ({rows[0].status}): {reason}")
+    return "\n".join(lines) or "Nothing."
 
 
 def _stages(view: View) -> list[str]:

@@ -106,8 +106,8 @@ def _extremes(view: View) -> str:
 
 def _unmeasured(view: View) -> str:
     items = [
-        tag("li", status(row.status), " ", tag("b", escape(row.label)), " ", escape(row.reason or ""))
-        for row in view.unmeasured()
+        tag("li", status(rows[0].status), " ", tag("b", escape(", ".join(r.label for r in rows))), " ", escape(reason))
+        for rows, reason in view.unmeasured()
     ]
     counted = ", ".join(view.content.get("not_counted", []))
     if counted:

@@ -11,6 +11,7 @@ from benchmarks.view import View, number, short, times
 from benchmarks.walk import Step, Way
 
 _STATUS = {"measured": "ok", "built": "idle", "unsupported": "idle", "failed": "bad"}
+_SEEN = 5e-5  # what shows in four decimals
 _NOISY = "noisy: quartiles further apart than 10% of the median"
 _COLUMNS = (
     ("LPIPS", False),
@@ -109,7 +110,7 @@ def _way(way: Way, worst: float) -> str:
         whole = f"{times(first.latency_p50_ms / last.latency_p50_ms)} faster"
     summary = tag("span", f"{whole}, LPIPS {number(total, 4, sign=True)}")
     title = tag("h3", marker(last.target, last.precision, size=16), escape(last.engine_name), summary)
-    names = ("Step", f"LPIPS-{last.lpips_net}", "cost", "", "p50 ms", "faster", "")
+    names = ("Step", f"LPIPS-{last.lpips_net}", "cost", "", "p50 ms", "ms saved", "faster", "")
     head = tag("thead", tag("tr", *(tag("th", escape(name)) for name in names)))
     body = tag("tbody", *(_step(step, worst, slowest) for step in way.steps))
     return tag("article", title, tag("div", tag("table", head, body), class_="scroll"), class_="way")
@@ -118,7 +119,7 @@ def _way(way: Way, worst: float) -> str:
 def _step(step: Step, worst: float, slowest: float) -> str:
     latency = step.row.latency_p50_ms
     lost = spent = ""
-    if step.lpips_cost is not None:
+    if step.lpips_cost is not None and abs(step.lpips_cost) >= _SEEN:
         lost = _bar("gain" if step.lpips_cost < 0 else "loss", abs(step.lpips_cost) / worst)
     if latency is not None:
         spent = _bar("time", latency / slowest)
@@ -130,6 +131,7 @@ def _step(step: Step, worst: float, slowest: float) -> str:
         tag("td", number(step.lpips_cost, 4, sign=True)),
         tag("td", lost, class_="track"),
         tag("td", short(latency)),
+        tag("td", number(step.ms_gained, 2)),
         tag("td", times(step.factor)),
         tag("td", spent, class_="track"),
     )

@@ -13,12 +13,14 @@ from benchmarks.merge import Change
 from benchmarks.row import BenchmarkRow
 from benchmarks.view import number, short, times
 
+_MINIMUM_WIDTH = 130
+
 
 def print_rows(rows: Sequence[Mapping[str, Any]], written: Path) -> None:
     """Print the columns that matter most, the reasons of what is missing, and where everything was written."""
-    console = Console(soft_wrap=True)
+    console = _console()
     table = Table(box=None, pad_edge=False)
-    table.add_column("artifact")
+    table.add_column("artifact", no_wrap=True)
     for name in ("LPIPS", "p50 ms", "speedup", "photo to photo ms", "peak MB", "MB", "status"):
         table.add_column(name, justify="right")
     known = [BenchmarkRow.from_json(row) for row in rows]
@@ -44,7 +46,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], written: Path) -> None:
 
 def print_changes(changes: Sequence[Change]) -> None:
     """Print what changed between two reports, regressions last on each line."""
-    console = Console(soft_wrap=True)
+    console = _console()
     table = Table(box=None, pad_edge=False)
     for name in ("artifact", "LPIPS", "latency", "worse", "notes"):
         table.add_column(name)
@@ -53,3 +55,11 @@ def print_changes(changes: Sequence[Change]) -> None:
         worse = "; ".join(change.regressions)
         table.add_row(change.label, number(change.lpips, 4, sign=True), latency, worse, "; ".join(change.notes))
     console.print(table)
+
+
+def _console() -> Console:
+    """Return a console on stdout that does not squeeze tables where nobody looks at a terminal."""
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, _MINIMUM_WIDTH)
+    return console

@@ -137,9 +137,13 @@ class View:
                 found.append(Extreme(row, row.worst_photo, row.lpips_worst, slowest, ratio))
         return found
 
-    def unmeasured(self) -> list[BenchmarkRow]:
-        """Rows with something missing, with the reason."""
-        return [row for row in self.rows if row.reason]
+    def unmeasured(self) -> list[tuple[list[BenchmarkRow], str]]:
+        """Rows with something missing and the reason, those of one reason together."""
+        groups: dict[tuple[str, str], list[BenchmarkRow]] = {}
+        for row in self.rows:
+            if row.reason:
+                groups.setdefault((row.status, row.reason), []).append(row)
+        return [(rows, reason) for (_, reason), rows in groups.items()]
 
     def title(self) -> str:
         """The report in a line."""
@@ -153,7 +157,7 @@ class View:
             return "no artifact"
         row = self.teacher or self.rows[0]
         count = (self.content.get("photos") or {}).get("count", row.photos)
-        threads = f", {row.threads} threads" if row.threads else ""
+        threads = f", {row.threads} thread{'s' if row.threads != 1 else ''}" if row.threads else ""
         where = self.machine.get("cpu", row.machine)
         return f"Task {row.task}, {row.height}x{row.width}, {count} photos not trained on, {where}{threads}"
 
