@@ -60,8 +60,8 @@ class Target:
         precisions: What it can compute in.
         devices: Names that ``open_runner`` takes, the default first.
         extra: The extra of ``pare`` that brings its packages; empty when none is needed.
-        tolerance: Largest error of an output against PyTorch FP32 by precision, as a fraction of the output's value
-            range (the range of ``TensorSpec``; peak to peak of the reference where that is unbounded).
+        tolerance: Largest error of an output against PyTorch FP32 by precision, as a fraction of the peak to peak of the
+            reference outputs.
         module: Module with ``export``, ``open_runner`` and ``can_run``.
         dynamic_shapes: Height and width may stay open.
         exports: False for the PyTorch reference, which only runs.

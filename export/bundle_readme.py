@@ -1,0 +1,306 @@
+"""The words of a bundle: README.md with usage code for each artifact, and check.py. Text only, nothing is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from export.contract import Contract
+
+_BEFORE = {
+    "cielab-l/100": """\
+lab = color.rgb2lab(rgb).astype(np.float32)                 # L in [0, 100]
+x = np.ascontiguousarray(lab[None, None, :, :, 0] / 100)    # 1 x 1 x H x W""",
+    "srgb": """\
+x = np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], dtype=np.float32)    # 1 x 3 x H x W""",
+}
+_AFTER = {
+    "cielab-ab/255": """\
+ab = y[0].transpose(1, 2, 0) * 255                          # H x W x 2
+result = color.lab2rgb(np.concatenate([lab[..., :1], ab], axis=-1))""",
+    "srgb": "result = y[0].transpose(1, 2, 0).clip(0, 1)                  # H x W x 3",
+}
+_UNKNOWN_BEFORE = "x = prepare(rgb)    # see the contract above: 1 x C x H x W, float32"
+_UNKNOWN_AFTER = "result = render(y)    # see the contract above"
+
+_ONNX = """\
+import onnxruntime as ort
+
+session = ort.InferenceSession("{file}", providers=["CPUExecutionProvider"])
+(y,) = session.run(["{output}"], {{"{input}": x}})"""
+_OPENVINO = """\
+import openvino as ov
+
+settings = {{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "{hint}"}}
+network = ov.Core().compile_model("{file}/model.xml", "CPU", settings)
+y = network({{"{input}": x}})["{output}"]"""
+_TENSORRT_PYTHON = """\
+import {module} as trt
+import torch
+
+engine = trt.Runtime(trt.Logger()).deserialize_cuda_engine(open("{file}", "rb").read())
+context = engine.create_execution_context()
+source = torch.from_numpy(x).cuda()
+context.set_input_shape("{input}", source.shape)
+result = torch.empty(tuple(context.get_tensor_shape("{output}")), device="cuda")
+context.set_tensor_address("{input}", source.data_ptr())
+context.set_tensor_address("{output}", result.data_ptr())
+context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
+torch.cuda.synchronize()
+y = result.cpu().numpy()"""
+_TENSORRT_CPP = """\
+// bytes: the content of {file}; source, result: device pointers of float
+std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(logger));
+std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(bytes.data(), bytes.size()));
+std::unique_ptr<nvinfer1::IExecutionContext> context(engine->createExecutionContext());
+context->setInputShape("{input}", nvinfer1::Dims4{{1, {channels}, {height}, {width}}});
+context->setTensorAddress("{input}", source);
+context->setTensorAddress("{output}", result);
+context->enqueueV3(stream);
+cudaStreamSynchronize(stream);"""
+_COREML = """\
+import CoreML
+
+let settings = MLModelConfiguration()
+settings.computeUnits = .all
+let url = try MLModel.compileModel(at: Bundle.main.url(forResource: "{stem}", withExtension: "mlpackage")!)
+let network = try MLModel(contentsOf: url, configuration: settings)
+{fill}
+let answer = try network.prediction(from: MLDictionaryFeatureProvider(dictionary: ["{input}": x]))
+{take}"""
+_COREML_ARRAY = """\
+let x = try MLMultiArray(shape: [1, {channels}, {height}, {width}], dataType: .float32)
+// fill x row by row: x[[0, c, row, column]] as the contract above says"""
+_COREML_PICTURE = "let x = try MLFeatureValue(cgImage: photo, pixelsWide: {width}, pixelsHigh: {height},\n" + (
+    "                           pixelFormatType: kCVPixelFormatType_32BGRA)    // an sRGB picture"
+)
+
+
+def readme(
+    manifest: Mapping[str, Any], words: Mapping[str, Sequence[str]], contract: Contract, *, title: str = "Bundle"
+) -> str:
+    """Return README.md of a bundle.
+
+    Args:
+        manifest: Content of ``bundle.json``.
+        words: {golden name: sentences of the contract}.
+        contract: The first one; its colour spaces choose the code before and after the network.
+        title: Heading.
+    """
+    model, task = manifest["model"], manifest["task"]
+    parts = [f"# {title}: {model}, {task}\n", _table(manifest["artifacts"]), "\n## What goes in, what comes out\n"]
+    for name, lines in words.items():
+        parts.append((f"`golden/{name}.npz`:\n" if len(words) > 1 else "") + "".join(f"- {line}\n" for line in lines))
+    parts.append(_CHECKS)
+    for target, section in _SECTIONS.items():
+        rows = [row for row in manifest["artifacts"] if row["target"] == target]
+        if rows:
+            parts.append(section(rows[-1], contract, manifest))
+    return "\n".join(parts)
+
+
+_CHECKS = """
+## Check on load
+
+`golden/NAME.npz` holds inputs and the answers of PyTorch in FP32 (`expected.output`) for `golden/NAME.photo.png`;
+`golden/NAME.expected.png` is what a person should see. `limit` in `bundle.json` is the largest error allowed, in output
+units. The same check belongs in the tests of the app: a swapped channel or a value that is normalized twice fails it.
+
+    python check.py                       # needs numpy and the runtime of the artifact
+    python -m export verify .             # where Pare is installed
+"""
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| artifact | target | precision | MB | error against PyTorch here | computed by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        check = row["checked_here"]
+        error = "not run" if check["max_abs"] is None else f"{check['max_abs']:.2g} (limit {check['limit']:.2g})"
+        runtime = check["runtime"] or check["reason"]
+        by = f"{runtime} (stands in for the engine)" if check["emulated"] else runtime
+        lines.append(
+            f"| `{row['file']}` | {row['target']} | {row['precision']} | {row['size_mb']:.2f} | {error} | {by} |"
+        )
+    scored = [row for row in rows if row["scores"]]
+    if scored:
+        columns = list(dict.fromkeys(key for row in scored for key in row["scores"]))
+        lines += ["", f"| artifact | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+        for row in scored:
+            cells = [_cell(row["scores"].get(column)) for column in columns]
+            lines.append(f"| `{PurePosixPath(row['file']).name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _fields(row: Mapping[str, Any], contract: Contract) -> dict[str, Any]:
+    return {
+        "file": row["file"],
+        "stem": PurePosixPath(row["file"]).stem,
+        "input": contract.inputs[0].name,
+        "output": contract.outputs[0].name,
+        "channels": contract.inputs[0].shape[1],
+        "height": contract.input_size[0],
+        "width": contract.input_size[1],
+    }
+
+
+def _python(contract: Contract, code: str) -> str:
+    height, width = contract.input_size
+    source = f"{height}x{width}_" + "_".join(
+        spec.color_space.replace("/", "") for spec in (contract.inputs[0], contract.outputs[0])
+    )
+    lab = "from skimage import color, io" if "cielab" in contract.inputs[0].color_space else "from skimage import io"
+    lines = [
+        "```python",
+        "import numpy as np",
+        lab,
+        "",
+        f'rgb = io.imread("golden/{source}.photo.png")[..., :3] / 255     # {height} x {width}, sRGB in [0, 1]',
+        _BEFORE.get(contract.inputs[0].color_space, _UNKNOWN_BEFORE),
+        "",
+        code,
+        "",
+        _AFTER.get(contract.outputs[0].color_space, _UNKNOWN_AFTER),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _onnx(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
+    return "## ONNX Runtime (Python)\n\n" + _python(contract, _ONNX.format(**_fields(row, contract)))
+
+
+def _openvino(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
+    hint = {"bf16": "bf16", "fp16": "f16"}.get(row["precision"], "f32")
+    note = (
+        "The precision hint matters: without it OpenVINO computes FP32 graphs in BF16 where the processor can.\n"
+        "A processor without FP16 arithmetic takes `f32` for an `fp16` artifact.\n\n"
+    )
+    code = _OPENVINO.format(hint="f32" if hint == "f16" else hint, **_fields(row, contract))
+    return "## OpenVINO (Python)\n\n" + note + _python(contract, code)
+
+
+def _tensorrt(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
+    fields = _fields(row, contract)
+    module = "tensorrt" if row["package"] == "tensorrt" else "tensorrt_rtx"
+    text = f"The engine runs with the package that built it (`{module}`), on the GPUs that its sidecar lists.\n\n"
+    python = _python(contract, _TENSORRT_PYTHON.format(module=module, **fields))
+    return f"## TensorRT\n\n{text}{python}\n```cpp\n{_TENSORRT_CPP.format(**fields)}\n```\n"
+
+
+def _coreml(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
+    fields = _fields(row, contract)
+    picture_in, picture_out = (spec.color_space == "srgb" for spec in (contract.inputs[0], contract.outputs[0]))
+    fill = (_COREML_PICTURE if picture_in else _COREML_ARRAY).format(**fields)
+    kind = "imageBufferValue" if picture_out else "multiArrayValue"
+    take = f'let y = answer.featureValue(for: "{fields["output"]}")!.{kind}!'
+    return f"## Core ML (Swift)\n\n```swift\n{_COREML.format(fill=fill, take=take, **fields)}\n```\n"
+
+
+_SECTIONS = {"onnx": _onnx, "openvino": _openvino, "tensorrt": _tensorrt, "coreml": _coreml}
+
+
+def check_script() -> str:
+    """Return ``check.py``: hashes and golden vectors, with numpy and the runtimes that are installed."""
+    return _SCRIPT
+
+
+_SCRIPT = '''\
+"""Check the hashes and golden vectors of this bundle. Needs numpy, and the runtime of what is checked."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        if file != path:
+            digest.update(file.relative_to(path).as_posix().encode() + b"\\0")
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def run_onnx(path, feeds, names):
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(names, feeds)))
+
+
+def run_openvino(path, feeds, names):
+    import openvino as ov
+
+    hint = json.loads(path.with_name(path.name + ".json").read_text())["metadata"]["inference_precision"]
+    settings = {"INFERENCE_PRECISION_HINT": {"bf16": "bf16"}.get(hint, "f32")}
+    answers = ov.Core().compile_model(str(path / "model.xml"), "CPU", settings)(feeds)
+    return {name: answers[name] for name in names}
+
+
+def run_coreml(path, feeds, names):
+    import coremltools
+
+    model = coremltools.models.MLModel(str(path))
+    pictures = [f.name for f in model.get_spec().description.input if f.type.WhichOneof("Type") == "imageType"]
+    if pictures:
+        from PIL import Image
+
+        for name in pictures:
+            feeds[name] = Image.fromarray((feeds[name][0].transpose(1, 2, 0) * 255).round().astype("uint8"))
+    answers = model.predict(feeds)
+    for name, value in answers.items():
+        if not isinstance(value, np.ndarray):
+            answers[name] = (np.asarray(value, np.float32)[..., :3] / 255).transpose(2, 0, 1)[None]
+    return answers
+
+
+RUNNERS = {"onnx": run_onnx, "openvino": run_openvino, "coreml": run_coreml}
+
+
+def check(row):
+    path = ROOT / row["file"]
+    if sha256_of(path) != row["sha256"]:
+        return "failed", "another sha256: copy the bundle again"
+    with np.load(ROOT / row["golden"], allow_pickle=False) as content:
+        arrays = dict(content)
+    expected = {key[9:]: value for key, value in arrays.items() if key.startswith("expected.")}
+    feeds = {key: value for key, value in arrays.items() if not key.startswith("expected.")}
+    if row["target"] not in RUNNERS or (row["target"] == "coreml" and sys.platform != "darwin"):
+        return "not run", "sha256 is right; run it on a machine that has " + row["target"]
+    try:
+        answers = RUNNERS[row["target"]](path, feeds, list(expected))
+    except ImportError as error:
+        return "not run", "sha256 is right; " + str(error)
+    error = max(float(np.abs(answers[name] - value).max()) for name, value in expected.items())
+    limit = row["limit"]
+    return ("passed" if error <= limit else "failed"), f"error {error:.3g}, limit {limit:.3g}"
+
+
+def main():
+    failed = False
+    for row in json.loads((ROOT / "bundle.json").read_text())["artifacts"]:
+        status, text = check(row)
+        failed = failed or status == "failed"
+        print(f"{status:8} {row['file']}: {text}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''

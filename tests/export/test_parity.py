@@ -1,0 +1,107 @@
+"""Every target and precision against PyTorch: one template, each target's own tolerance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.parity import check_parity, open_any, parity
+from export.registry import TARGETS, get_target, list_targets
+from models.artifact import Artifact
+from models.errors import ParityError
+from models.spec import Precision
+
+Exporter = Callable[..., Artifact]
+CASES = [(name, precision) for name in list_targets() for precision in TARGETS[name].precisions]
+
+
+@pytest.mark.parametrize(("target", "precision"), CASES, ids=[f"{name}-{precision}" for name, precision in CASES])
+def test_artifact_computes_what_pytorch_computes(
+    target: str, precision: Precision, exported: Exporter, tiny_student: Artifact
+) -> None:
+    result = check_parity(tiny_student, exported(target, precision), threads=1)
+    assert result.passed
+    assert result.max_abs is not None
+    assert result.tolerance == TARGETS[target].tolerance[precision]
+    assert 0 < result.max_abs <= result.tolerance * result.span
+    assert result.emulated == (target in ("tensorrt", "coreml")) == (result.reason is not None)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
+def test_teacher_computes_what_pytorch_computes(target: str, tiny_teacher: Artifact, tmp_path: Path) -> None:
+    pytest.importorskip({"tensorrt": "tensorrt_rtx"}.get(target, target))
+    row = get_target(target)
+    made = row.load().export(tiny_teacher, tmp_path / f"teacher{row.suffix}", input_size=(32, 64))
+    result = check_parity(tiny_teacher, made, threads=1)
+    assert result.max_abs is not None
+    assert result.max_abs <= row.tolerance[Precision.FP32] * result.span
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
+def test_open_sizes_compute_what_pytorch_computes(
+    target: str, exported: Exporter, tiny_student: Artifact
+) -> None:
+    from export.golden import random_photo
+
+    made = exported(target, dynamic=True)
+    photos = [random_photo(size) for size in ((32, 96), (128, 64))]
+    for photo in photos:
+        assert check_parity(tiny_student, made, [photo], threads=1).passed
+
+
+def test_another_network_fails_and_the_message_says_by_how_much(
+    exported: Exporter, tiny_student: Artifact, tmp_path: Path
+) -> None:
+    import torch
+
+    from models.artifact import load_network, save_network
+
+    net = load_network(tiny_student)
+    with torch.no_grad():
+        net.head.bias += 1.0
+    other = save_network(
+        net,
+        tmp_path / "other.safetensors",
+        model=tiny_student.model,
+        task=tiny_student.task,
+        model_kwargs=tiny_student.model_kwargs,
+    )
+    made = exported("onnx")
+    result = parity(other, made, threads=1)
+    assert result.passed is False
+    assert result.max_abs == pytest.approx(1.0, abs=1e-3)
+    assert result.psnr_db is not None
+    assert result.psnr_db < 5
+    with pytest.raises(ParityError, match=r"expected an error of at most .* of the output's span\), got 1; fix"):
+        check_parity(other, made, threads=1)
+
+
+def test_what_can_neither_run_nor_be_emulated_is_unknown_with_a_reason(
+    exported: Exporter, tiny_student: Artifact
+) -> None:
+    result = parity(tiny_student, exported("onnx"), device="cuda", threads=1)
+    assert (result.max_abs, result.passed, result.runtime) == (None, None, None)
+    assert "CUDAExecutionProvider" in str(result.reason)
+    assert json.dumps(result.to_json())
+    runner, reason = open_any(exported("onnx").path, device="cuda")
+    assert runner is None
+    assert reason == result.reason
+
+
+def test_result_is_the_worst_error_of_all_photos(exported: Exporter, tiny_student: Artifact) -> None:
+    from export.golden import random_photo
+
+    made = exported("onnx", Precision.INT8)
+    photos = [random_photo((64, 64), seed=seed) for seed in (3, 4)]
+    each = [parity(tiny_student, made, [photo], threads=1).max_abs for photo in photos]
+    both = parity(tiny_student, made, photos, threads=1)
+    assert both.max_abs == max(error for error in each if error is not None)
+    assert both.mean_abs is not None
+    assert both.mean_abs < both.max_abs
+    assert dataclasses.asdict(both) == both.to_json()
+    assert np.isfinite(both.psnr_db or np.nan)
