@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate.accelerator import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -126,7 +127,7 @@ class Fit:
     ) -> None:
         torch.manual_seed(config.seed)
         on_gpu = torch.cuda.is_available()
-        self.accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not on_gpu)
+        self.accelerator = _accelerator(config.mixed_precision, cpu=not on_gpu)
         self.config, self.checkpoint = config, checkpoint
         parts = nn.ModuleDict({"net": net, **({"extras": extras} if extras is not None else {})})
         parts = parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -180,7 +181,8 @@ class Fit:
             step, self.seconds, ema_steps = tensors["position"].tolist()
         except (RuntimeError, KeyError) as error:
             fix = "remove it, or resume with the recipe that it was written by"
-            message = explain(f"{self.checkpoint}", expected="a checkpoint of this training", got=error, fix=fix)
+            got = " ".join(str(error).split())[:300]
+            message = explain(f"{self.checkpoint}", expected="a checkpoint of this training", got=got, fix=fix)
             raise CheckpointError(message) from error
         self.step, self.ema.steps = int(step), int(ema_steps)
         return True
@@ -213,17 +215,32 @@ class Fit:
         """Backward, clip, step, average.
 
         Raises:
-            TrainingError: The loss is NaN or infinite; the last checkpoint stays.
+            TrainingError: The loss or its gradient is NaN or infinite; the weights are as before, and so is the last
+                checkpoint.
         """
         if not torch.isfinite(loss):
-            fix = f"lower --learning-rate (now {self.config.learning_rate:g}); {self.checkpoint} resumes before it"
-            got = f"{float(loss)} at step {self.step}"
-            raise TrainingError(explain("loss", expected="a finite number", got=got, fix=fix))
+            raise self._diverged("loss", float(loss.detach()))
         self.accelerator.backward(loss)
-        self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.clip_norm)
+        if self.config.mixed_precision != "fp16" and norm is not None and not torch.isfinite(norm):
+            raise self._diverged("gradient", float(norm))  # in fp16 the loss scale is lowered instead
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update(self.raw_net)
+
+    def _diverged(self, what: str, value: float) -> TrainingError:
+        fix = f"lower --learning-rate (now {self.config.learning_rate:g})"
+        if self.checkpoint.exists():
+            fix += f"; {self.checkpoint} resumes before it"
+        return TrainingError(explain(what, expected="finite numbers", got=f"{value} at step {self.step}", fix=fix))
+
+
+def _accelerator(mixed_precision: str, *, cpu: bool) -> Accelerator:
+    """Make an Accelerator; its shared state is renewed when an earlier training had another precision."""
+    state: Any = AcceleratorState
+    if state._shared_state and state().mixed_precision != mixed_precision:
+        state._reset_state()
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
 
 
 def _state(net: nn.Module) -> dict[str, Tensor]:
@@ -274,14 +291,19 @@ def run_fit(
 ) -> None:
     """Run all phases; ``step(batch, fraction)`` returns at least ``loss`` and is followed by one descent.
 
-    A checkpoint is written every ``checkpoint_seconds``, at each epoch's end, and when interrupted.
+    A checkpoint is written every ``checkpoint_seconds``, at the end, and when interrupted.
+
+    Raises:
+        TrainingError: The loss or its gradient became NaN or infinite; the last checkpoint stays as it was.
+        RunFolderError: The disk is full.
     """
-    config, datasets = fit.config, {}
+    config = fit.config
+    datasets: dict[int, EpochDataset] = {}
     for phase in config.phases:
         datasets[phase.size] = datasets.get(phase.size) or dataset_of(phase)
     crops, workers = len(datasets[config.phases[0].size]), fit.accelerator.num_processes
     total = sum(_steps_per_epoch(phase, crops, workers) for _, phase in _epochs(config))
-    begun, saved = 0, time.monotonic()
+    begun, saved, sound = 0, time.monotonic(), True
     fit.net.train()
     with progress.track(description, total=total, completed=fit.step) as bar:
         try:
@@ -308,8 +330,12 @@ def run_fit(
                 begun += count
                 if on_epoch is not None:
                     on_epoch(epoch)
+        except TrainingError:
+            sound = False
+            raise
         finally:
-            fit.save()
+            if sound:
+                fit.save()
 
 
 def _loader(fit: Fit, dataset: EpochDataset, phase: Phase, epoch: int, *, skip: int) -> Any:
