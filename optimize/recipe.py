@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.metrics import LPIPS_NETS
 from models.errors import ConfigError, RunFolderError, UnknownNameError, explain
+from models.registry import list_models, list_tasks
 from models.spec import Precision
 from optimize.config import assign, build, merge, to_plain
 from optimize.registry import STAGES, get_stage
@@ -36,6 +37,11 @@ class TeacherRecipe:
     model: str = "resnet18_unet"
     weights: Path | None = None
     task: str | None = None
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (("model", self.model, list_models()), ("task", self.task, list_tasks())):
+            if name is not None and ":" not in name and name not in known:
+                raise UnknownNameError(kind, name, known)
 
 
 @dataclass(frozen=True)
