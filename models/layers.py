@@ -57,7 +57,8 @@ def upsample_bilinear(x: Tensor, scale: int) -> Tensor:
     """
     if scale == 1:
         return x
-    if isinstance(x.shape[2], torch.SymInt) or isinstance(x.shape[3], torch.SymInt):  # exported with open sizes
+    open_size = isinstance(x.shape[2], torch.SymInt) or isinstance(x.shape[3], torch.SymInt)
+    if open_size or torch.jit.is_tracing():  # type: ignore[attr-defined]  # coremltools traces, and has a resize
         return functional.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
     rows = _triangle(x.shape[2], scale, x)
     columns = _triangle(x.shape[3], scale, x)
