@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -257,7 +258,7 @@ def search(
                 break
             ratio = other
         point = trial(ratio)
-        trust = point.speedup / predict(ratio)
+        trust = _power(point.speedup, predict(ratio))
         if goal.reached(point) >= 1:
             high, best = ratio, point
             if goal.reached(point) <= _CLOSE:
@@ -295,12 +296,19 @@ def _guess(
     a, b = low, high
     for _ in range(_STEPS):
         middle = (a + b) / 2
-        if predict(middle) * (trust or 1.0) >= wanted * _AIM:
+        if predict(middle) ** (trust or 1.0) >= wanted * _AIM:
             b = middle
         else:
             a = middle
     edge = 0.02 * (high - low)
     return b if low + edge < b < high - edge else (low + high) / 2
+
+
+def _power(measured: float, estimated: float) -> float:
+    """Return the p of ``measured = estimated ** p``, which says how much of an estimated gain comes true."""
+    if min(measured, estimated) <= 1.0:
+        return 0.2
+    return min(max(math.log(measured) / math.log(estimated), 0.2), 5.0)
 
 
 def _between(

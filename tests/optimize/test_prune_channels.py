@@ -308,5 +308,5 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def test_a_network_that_does_not_run_on_the_input_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="tracing for pruning: expected a forward pass, got .*; fix: check the"):
+    with pytest.raises(UnsupportedError, match=r"tracing for pruning: expected a forward pass, got .*; fix: check the"):
         map_channels(conv(4, 8), [torch.rand(1, 3, 8, 8)])
