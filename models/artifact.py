@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata as package_metadata
 from pathlib import Path
@@ -179,7 +180,8 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, sort_keys=False) + "\n", encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         fix = "free disk space, or choose another --output"
         raise RunFolderError(explain(f"writing {path}", expected="a writable folder", got=error, fix=fix)) from error
 
@@ -200,7 +202,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         fix = "free disk space, or choose another --output"
         raise RunFolderError(explain(f"writing {path}", expected="a writable folder", got=error, fix=fix)) from error
 
