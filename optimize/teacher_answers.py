@@ -99,7 +99,7 @@ class Answers:
 
     def _item(self, name: str, index: int, flip: bool) -> Tensor:
         value = self._arrays[name][index]
-        return torch.from_numpy(np.ascontiguousarray(value[..., ::-1]) if flip else np.array(value))
+        return torch.from_numpy((value[..., ::-1] if flip else value).copy())
 
     @property
     def feature_channels(self) -> int:
@@ -187,19 +187,36 @@ def compute_answers(
     Raises:
         RunFolderError: The disk is full.
     """
+    from optimize.steps import is_main_process, wait_for_all
+
     key = json.dumps([_SCHEMA, artifact.sha256, photos.fingerprint, vars(config)], sort_keys=True)
     folder = cache / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     total = len(photos) * config.views
-    if (folder / "index.json").exists():
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        if index["done"] == total:
-            return Answers(folder)
-    try:
-        _compute(artifact, photos, config, folder, total, progress)
-    except OSError as error:
-        fix = "free disk space, or choose another cache folder"
-        raise RunFolderError(explain(f"writing {folder}", expected="room", got=error, fix=fix)) from error
+    if is_main_process() and _done(folder) < total:
+        try:
+            _compute(artifact, photos, config, folder, total, progress)
+        except OSError as error:
+            fix = "free disk space, or choose another cache folder"
+            raise RunFolderError(explain(f"writing {folder}", expected="room", got=error, fix=fix)) from error
+    wait_for_all()
     return Answers(folder)
+
+
+def _done(folder: Path) -> int:
+    """Return how many answers the cache holds; 0 when a file of it was lost or cut."""
+    if not (folder / "index.json").exists():
+        return 0
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    done = int(index["done"])
+    for name, row in index["arrays"].items():
+        path = folder / f"{name}.bin"
+        if not path.exists() or path.stat().st_size < done * _row_bytes(row):
+            return 0
+    return done
+
+
+def _row_bytes(row: Any) -> int:
+    return int(np.prod(row["shape"][1:])) * np.dtype(row["dtype"]).itemsize
 
 
 def _compute(
@@ -220,26 +237,32 @@ def _compute(
     runtime, predict = fastest_predict(artifact, task.prepare(first)[0], feature=feature)
     arrays = _layout(predict(task.prepare(first)[0]), total, config.size)
     folder.mkdir(parents=True, exist_ok=True)
-    index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays, "done": 0}
-    if (folder / "index.json").exists():
-        index["done"] = json.loads((folder / "index.json").read_text(encoding="utf-8"))["done"]
-    mode = "r+" if index["done"] else "w+"
-    stores = {name: _open(folder, name, row, mode=mode) for name, row in arrays.items()}
-    begin, title = int(index["done"]), f"Teacher answers at {config.size}x{config.size} ({runtime})"
-    with progress.track(title, total=total, completed=begin) as bar:
-        for start in range(begin, total, _BATCH):
-            stop = min(start + _BATCH, total)
-            rgb = torch.stack([crops[i] for i in range(start, stop)])
-            output, inner = predict(task.prepare(to_float(rgb))[0])
-            stores["rgb"][start:stop] = rgb.numpy()
-            stores["output"][start:stop] = output.numpy().astype(np.float16)
-            if inner is not None:
-                stores["feature"][start:stop] = inner.numpy().clip(-6e4, 6e4).astype(np.float16)
-            bar.advance(stop - start)
-            if start // _BATCH % 64 == 63 or stop == total:
-                for store in stores.values():
-                    store.flush()  # type: ignore[attr-defined]
-                write_json(folder / "index.json", {**index, "done": stop})
+    begin = stop = _done(folder)
+    index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays}
+    title = f"Teacher answers at {config.size}x{config.size} ({runtime})"
+    try:
+        with progress.track(title, total=total, completed=begin) as bar:
+            for start in range(begin, total, _BATCH):
+                rgb = torch.stack([crops[i] for i in range(start, min(start + _BATCH, total))])
+                output, inner = predict(task.prepare(to_float(rgb))[0])
+                answers = {"rgb": rgb, "output": output, "feature": inner}
+                for name, row in arrays.items():
+                    _write(folder / f"{name}.bin", row, start, answers[name])
+                stop = start + len(rgb)
+                bar.advance(len(rgb))
+    finally:
+        write_json(folder / "index.json", {**index, "done": stop})
+
+
+def _write(path: Path, row: Any, start: int, values: Tensor | None) -> None:
+    """Write rows from ``start`` on. Through a file, not a memory map, where a full disk would kill the process."""
+    assert values is not None
+    array = values.numpy()
+    if array.dtype != row["dtype"]:
+        array = array.clip(-6e4, 6e4).astype(row["dtype"])
+    with path.open("r+b" if path.exists() else "wb") as stream:
+        stream.seek(start * _row_bytes(row))
+        stream.write(array.tobytes())
 
 
 def _layout(answer: tuple[Tensor, Tensor | None], total: int, size: int) -> dict[str, dict[str, Any]]:

@@ -301,17 +301,11 @@ def test_the_average_of_weights_worked_by_hand() -> None:
 def test_fits_of_different_precision_follow_each_other(tmp_path: Path) -> None:
     for precision in ("no", "bf16", "no"):
         fit = fit_of(tmp_path / precision, config(phases=(Phase(32, 1, 12),), mixed_precision=precision))
-        dtypes = []
-        inner = learn(fit)
-
-        def step(batch: Any, fraction: float, fit: Fit = fit, inner: Step = inner) -> Mapping[str, Tensor]:
-            with fit.accelerator.autocast():
-                dtypes.append(nn.functional.conv2d(batch, torch.ones(1, 3, 1, 1)).dtype)
-            return inner(batch, fraction)
-
-        run(fit, step)
+        run(fit)
+        with fit.accelerator.autocast():
+            product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert fit.accelerator.mixed_precision == precision
-        assert dtypes == [torch.bfloat16 if precision == "bf16" else torch.float32]
+        assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,210 @@
+"""The teacher's answers: right, kept, resumed, and computed by the fastest runtime that agrees."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import models
+from models.artifact import Artifact
+from models.errors import RunFolderError, UnsupportedError
+from models.photos import PhotoSet
+from optimize import teacher_answers as module
+from optimize.data import PhotoCrops, to_float
+from optimize.teacher_answers import AnswerConfig, Answers, WithFeature, compute_answers, fastest_predict
+
+CONFIG = AnswerConfig(32, views=3, seed=2)
+
+
+class Counted:
+    """Stands for ``fastest_predict``: PyTorch, counting the crops that it answers."""
+
+    def __init__(self) -> None:
+        self.crops = 0
+        self.fail_after: int | None = None
+
+    def __call__(self, artifact: Artifact, sample: Tensor, *, feature: str | None) -> tuple[str, Callable[..., Any]]:
+        net = WithFeature(models.load_network(artifact), feature).eval()
+
+        def predict(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+            if self.fail_after is not None and self.crops >= self.fail_after:
+                raise KeyboardInterrupt
+            self.crops += len(inputs)
+            with torch.inference_mode():
+                answer = net(inputs)
+            return answer if isinstance(answer, tuple) else (answer, None)
+
+        return "counted", predict
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Small batches, so that a few photos make several."""
+    counted = Counted()
+    monkeypatch.setattr(module, "fastest_predict", counted)
+    monkeypatch.setattr(module, "_BATCH", 4)
+    return counted
+
+
+def test_answers_are_those_of_the_teacher(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
+) -> None:
+    answers = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    assert len(answers) == 18
+    assert answers.runtime == "counted"
+    assert answers.feature_channels == 64
+    crops = PhotoCrops(train_photos, 32, seed=2, min_area=CONFIG.min_area, tone_jitter=CONFIG.tone_jitter, repeat=3)
+    net, task = models.load_network(tiny_teacher), models.get_task("colorize")
+    for index in (0, 7, 17):
+        rgb, output, feature = answers[index]
+        flipped = not torch.equal(rgb, crops[index])
+        if flipped:
+            rgb, output, feature = rgb.flip(2), output.flip(2), feature.flip(2)
+        assert torch.equal(rgb, crops[index])
+        with torch.inference_mode():
+            inputs = task.prepare(to_float(rgb[None]))[0]
+            want = WithFeature(net, "encoder.layer4")(inputs)
+        torch.testing.assert_close(output.float(), want[0][0], rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(feature.float(), want[1][0], rtol=1e-2, atol=1e-3)
+
+
+def test_flips_change_with_the_epoch_and_keep_pairs_together(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
+) -> None:
+    answers = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    seen: dict[bool, tuple[Tensor, ...]] = {}
+    first = answers[0]
+    for epoch in range(10):
+        answers.epoch = epoch
+        item = answers[0]
+        assert all(torch.equal(a, b) for a, b in zip(item, answers[0], strict=True))
+        seen[torch.equal(item[0], first[0])] = item
+    assert set(seen) == {False, True}
+    assert all(torch.equal(a.flip(-1), b) for a, b in zip(seen[False], seen[True], strict=True))
+
+
+def test_answers_are_computed_once(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
+) -> None:
+    one = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    crops = counted.crops
+    other = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    assert counted.crops == crops
+    assert one.folder == other.folder
+    assert torch.equal(one[3][1], other[3][1])
+
+
+def test_another_teacher_or_crop_has_another_cache(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
+) -> None:
+    folders = {
+        compute_answers(teacher, photos, config, cache=tmp_path).folder
+        for teacher, photos, config in (
+            (tiny_teacher, train_photos, CONFIG),
+            (replace(tiny_teacher, sha256="0" * 64), train_photos, CONFIG),
+            (tiny_teacher, train_photos[:3], CONFIG),
+            (tiny_teacher, train_photos, replace(CONFIG, seed=3)),
+            (tiny_teacher, train_photos, replace(CONFIG, features=False)),
+        )
+    }
+    assert len(folders) == 5
+
+
+def test_an_interrupted_computation_goes_on(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
+) -> None:
+    counted.fail_after = 12  # 4 to lay out the files, then two batches
+    with pytest.raises(KeyboardInterrupt):
+        compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    counted.fail_after, counted.crops = None, 0
+    resumed = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    assert counted.crops == 4 + 18 - 8
+    whole = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path / "other")
+    for name in ("rgb", "output", "feature"):
+        np.testing.assert_array_equal(resumed._arrays[name], whole._arrays[name])
+
+
+def test_a_cut_cache_is_computed_again(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
+) -> None:
+    answers = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    want = np.array(answers._arrays["output"])
+    (answers.folder / "output.bin").write_bytes(b"cut")
+    again = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    np.testing.assert_array_equal(again._arrays["output"], want)
+
+
+def test_without_features(tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted) -> None:
+    answers = compute_answers(tiny_teacher, train_photos, replace(CONFIG, features=False), cache=tmp_path)
+    assert answers.feature_channels == 0
+    assert answers[0][2].shape == (0,)
+    assert json.loads((answers.folder / "index.json").read_text())["done"] == 18
+
+
+def test_a_full_disk_is_said(
+    tiny_teacher: Artifact,
+    train_photos: PhotoSet,
+    tmp_path: Path,
+    counted: Counted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_write", full)
+    with pytest.raises(RunFolderError, match=r"answers-.*No space left on device; fix: free disk space, or choose an"):
+        compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+
+
+def test_an_output_of_another_size_is_refused(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fastest_predict", lambda *a, **k: ("half", lambda x: (x[:, :, ::2, ::2], None)))
+    with pytest.raises(UnsupportedError, match=r"teacher output: expected 32x32, got \(16, 16\) for crops of 32; fix"):
+        compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+
+
+def test_the_fastest_runtime_answers_as_pytorch_does(tiny_student: Artifact) -> None:
+    sample = torch.rand(2, 1, 32, 32)
+    name, predict = fastest_predict(tiny_student, sample, feature="bottleneck")
+    assert name == "torch fp32" or name.startswith(("openvino", "torch cuda"))
+    output, feature = predict(sample)
+    with torch.inference_mode():
+        want = WithFeature(models.load_network(tiny_student), "bottleneck")(sample)
+    assert float((output - want[0]).abs().mean()) * 255 <= 0.5
+    assert feature is not None
+    assert feature.shape == want[1].shape
+
+
+def test_a_runtime_that_drifts_is_not_taken(tiny_teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(net: nn.Module, sample: Tensor, precision: str) -> Callable[..., Any]:
+        return lambda inputs: (torch.ones(len(inputs), 2, 32, 32), None)
+
+    monkeypatch.setattr(module, "_openvino_predict", wrong)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fastest_predict(tiny_teacher, torch.rand(2, 1, 32, 32), feature=None)[0] == "torch fp32"
+
+
+def test_without_openvino_pytorch_answers(tiny_teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(net: nn.Module, sample: Tensor, precision: str) -> Callable[..., Any]:
+        raise ImportError("openvino")
+
+    monkeypatch.setattr(module, "_openvino_predict", missing)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fastest_predict(tiny_teacher, torch.rand(2, 1, 32, 32), feature=None)[0] == "torch fp32"
+
+
+def test_a_folder_of_answers_opens_by_itself(
+    tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
+) -> None:
+    folder = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path).folder
+    assert len(Answers(folder)) == 18
