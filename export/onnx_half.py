@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract
+from export.onnx_graph import finish
 from models.errors import UsageError, explain, require
 
 if TYPE_CHECKING:
@@ -67,9 +68,7 @@ def to_half(model: ModelProto, contract: Contract, *, keep: tuple[str, ...] = ()
         node_block_list=blocked,
     )
     _merge_casts(half)
-    _sort(half)
-    half.graph.ClearField("value_info")
-    onnx.checker.check_model(half, full_check=True)
+    finish(half)
     return half, blocked
 
 
@@ -160,23 +159,3 @@ def _merge_casts(model: ModelProto) -> None:
     nodes = [node for node in nodes if node.op_type != "Cast" or node.output[0] in used]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def _sort(model: ModelProto) -> None:
-    """Put the nodes in an order in which every tensor is written before it is read."""
-    ready = {item.name for item in model.graph.initializer} | {item.name for item in model.graph.input} | {""}
-    waiting, ordered = list(model.graph.node), []
-    while waiting:
-        later = []
-        for node in waiting:
-            if all(name in ready for name in node.input):
-                ordered.append(node)
-                ready.update(node.output)
-            else:
-                later.append(node)
-        if len(later) == len(waiting):
-            ordered += later  # a loop; onnx.checker explains it
-            break
-        waiting = later
-    del model.graph.node[:]
-    model.graph.node.extend(ordered)

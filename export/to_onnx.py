@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract, contract_of, embedded
 from export.files import check_output, replacing, write_bytes
+from export.onnx_graph import finish
 from export.quiet import quiet
 from export.registry import get_target
 from models.artifact import Artifact, load_network
@@ -70,8 +71,7 @@ def export(
     contract = contract_of(artifact, precision=precision, input_size=input_size, dynamic=dynamic)
     with progress.track(f"ONNX {precision}", total=3) as bar:
         record = record_of(artifact, quantization) if precision is Precision.INT8 else None
-        opset = int(given.get("opset", OPSET))
-        model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=opset)
+        model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=given.get("opset", OPSET))
         bar.advance()
         notes: dict[str, Any] = {}
         if precision is Precision.FP16:
@@ -118,17 +118,19 @@ def lower(model: ModelProto, record: Quantization, dialect: Dialect, contract: C
 
     try:
         with quiet(), calibrated_at(record, contract.input_size, dynamic=contract.dynamic) as fitting:
-            return lower_qdq(model, fitting, dialect, layer_nodes(model))
+            lowered = lower_qdq(model, fitting, dialect, layer_nodes(model))
     except PareError:
         raise
     except Exception as error:  # onnxruntime raises its own exceptions, which share no base class
         fix = "run `python -m optimize quantize` with the --input-size of the export"
         got = str(error).strip().splitlines()[0]
         raise ExportError(explain("calibration", expected="inputs that the graph takes", got=got, fix=fix)) from error
+    finish(lowered)
+    return lowered
 
 
 def float_onnx(
-    artifact: Artifact, *, input_size: tuple[int, int] = (256, 256), dynamic: bool = False, opset: int = OPSET
+    artifact: Artifact, *, input_size: tuple[int, int] = (256, 256), dynamic: bool = False, opset: int | str = OPSET
 ) -> ModelProto:
     """Return the FP32 ONNX graph of a ``torch`` artifact: BatchNorm folded, simplified and checked.
 
@@ -140,9 +142,9 @@ def float_onnx(
         ExportError: The exporter refused the network.
     """
     onnx = require("onnx", "onnx")
-    if opset < 17:
-        raise UsageError(explain("opset", expected="17 or later", got=opset, fix=f"use {OPSET}"))
-    content = _float_bytes(artifact.path, artifact.sha256, input_size, dynamic, opset)
+    if not str(opset).isdecimal() or int(opset) < 17:
+        raise UsageError(explain("opset", expected="17 or later", got=repr(opset), fix=f"use {OPSET}"))
+    content = _float_bytes(artifact.path, artifact.sha256, tuple(input_size), dynamic, int(opset))
     model: ModelProto = onnx.load_from_string(content)
     return model
 
@@ -233,7 +235,7 @@ def _translations() -> dict[Any, Any]:
 
 def _tidy(model: ModelProto, spec: ModelSpec) -> ModelProto:
     """Simplify, drop what the exporter noted about the source code, name dimensions and layer nodes, check."""
-    onnx, onnxslim = require("onnx", "onnx"), require("onnxslim", "onnx")
+    onnxslim = require("onnxslim", "onnx")
     with quiet():
         model = onnxslim.slim(model)
     for node in model.graph.node:
@@ -257,11 +259,7 @@ def _tidy(model: ModelProto, spec: ModelSpec) -> ModelProto:
         node.name = renamed.get(node.name, f"{node.op_type.lower()}_{index}")
     model.graph.name = spec.name
     model.producer_name, model.producer_version = "pare", ""
-    try:
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:
-        fix = "report it with the network"
-        raise ExportError(explain("onnx.checker", expected="a valid graph", got=error, fix=fix)) from error
+    finish(model)
     return model
 
 
@@ -287,7 +285,6 @@ def write_onnx(
 ) -> Artifact:
     """Write ``model`` with its contract inside, and the sidecar."""
     onnx = require("onnx", "onnx")
-    model.graph.ClearField("value_info")
     onnx.helper.set_model_props(model, embedded(contract, artifact))
     write_bytes(output, model.SerializeToString())
     opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))

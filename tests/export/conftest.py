@@ -46,9 +46,7 @@ def quantized_student(tiny_student: Artifact, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def exported(
-    tiny_student: Artifact, quantized_student: Artifact, tmp_path_factory: pytest.TempPathFactory
-) -> Exporter:
+def exported(tiny_student: Artifact, quantized_student: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
     """Export the tiny student to (target, precision), once a session; keyword arguments go to the exporter."""
     from export.registry import get_target
 

@@ -43,9 +43,7 @@ def test_teacher_computes_what_pytorch_computes(target: str, tiny_teacher: Artif
 
 
 @pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
-def test_open_sizes_compute_what_pytorch_computes(
-    target: str, exported: Exporter, tiny_student: Artifact
-) -> None:
+def test_open_sizes_compute_what_pytorch_computes(target: str, exported: Exporter, tiny_student: Artifact) -> None:
     from export.golden import random_photo
 
     made = exported(target, dynamic=True)
