@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,17 +107,24 @@ def get_task(name: str) -> Task:
 def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
     """Return the row of ``name``. For ``"package.module:factory"`` a row is made from the task (default ``colorize``).
 
+    A registered network that is used for another ``task`` than its own gets the tensors of that task, and no shipped
+    weights.
+
     Raises:
         UnknownNameError: No such model.
     """
     if name in MODELS:
-        return MODELS[name]
+        row = MODELS[name]
+        if task in (None, row.task):
+            return row
+        other = get_task(task)
+        return replace(row, task=task, inputs=other.inputs, outputs=other.outputs, weights=None)
     if ":" not in name:
         raise UnknownNameError("model", name, MODELS)
     owner = get_task(task or "colorize")
-    row = getattr(load_object(name), "spec", None)
-    if isinstance(row, ModelSpec):
-        return row
+    own = getattr(load_object(name), "spec", None)
+    if isinstance(own, ModelSpec):
+        return own
     return ModelSpec(
         name=name,
         task=task or "colorize",

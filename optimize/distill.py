@@ -6,9 +6,10 @@ Source: Hinton et al. 2015 (distillation); Romero et al. 2015 (feature hints); t
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from models.artifact import Artifact, load_network, save_network
 from models.errors import ConfigError, UnsupportedError, explain
-from models.registry import WEIGHTS, create_model, get_spec, get_task
+from models.registry import WEIGHTS, create_model, get_spec, get_task, load_object
+from optimize.config import to_plain
 from optimize.data import to_float
 from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
 from optimize.loop import Fit, FitConfig, Phase, run_fit
@@ -25,6 +27,7 @@ from optimize.losses import feature_loss, kl_mse, pixel_loss
 from optimize.teacher_answers import AnswerConfig, Answers, compute_answers
 
 if TYPE_CHECKING:
+    from models.spec import ModelSpec
     from models.tasks.base import Task
     from optimize.stage import StageContext
 
@@ -216,9 +219,14 @@ def start_student(config: DistillConfig, teacher: Artifact) -> tuple[nn.Module, 
     if ours and has_weights and name == spec.student and not config.from_scratch and not config.student_kwargs:
         return create_model(name, pretrained=True), name, "shipped"
     torch.manual_seed(config.fit.seed)
-    inputs, outputs = spec.inputs[0].shape[1], spec.outputs[0].shape[1]
-    kwargs = {"in_channels": inputs, "out_channels": outputs, **config.student_kwargs}
-    return create_model(name, **(kwargs if name == "chroma_unet" else config.student_kwargs)), name, "scratch"
+    return create_model(name, **_student_kwargs(config, row)), name, "scratch"
+
+
+def _student_kwargs(config: DistillConfig, row: ModelSpec) -> dict[str, Any]:
+    """Return the arguments of the student's factory, the channels of the task among them where it takes them."""
+    channels = {"in_channels": row.inputs[0].shape[1], "out_channels": row.outputs[0].shape[1]}
+    known = inspect.signature(load_object(row.factory)).parameters
+    return {**{key: value for key, value in channels.items() if key in known}, **config.student_kwargs}
 
 
 def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, out: Path) -> Artifact:
@@ -237,9 +245,9 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     student, name, start = start_student(config, artifact)
     data.progress.note(f"Student {name} starts from {'the shipped weights' if start == 'shipped' else 'scratch'}")
     before = copy.deepcopy(student)
-    feature = get_spec(name, task=artifact.task).feature
+    row = get_spec(name, task=artifact.task)
     held = replace(data, train=data.train) if len(data.train) < 4 else replace(data, train=data.train[: -_held(data)])
-    student, account = distill_network(student, artifact, config, held, out, feature=feature)
+    student, account = distill_network(student, artifact, config, held, out, feature=row.feature)
     judges = load_photos(data.train[-_held(data) :], data.input_size[0])
     kept = "result"
     if config.keep_best and start == "shipped":
@@ -251,26 +259,26 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
             student, kept = before, "start"
             data.progress.note(f"Kept the start: LPIPS to the teacher {gaps['before']:.4f} against {gaps['after']:.4f}")
     rgb = load_photos(data.eval, data.input_size[0], limit=48)
-    options = {"lpips_net": data.lpips_net, "lpips_weights": data.lpips_weights}
+    options: dict[str, Any] = {"lpips_net": data.lpips_net, "lpips_weights": data.lpips_weights}
     scores = {
         "lpips_net": data.lpips_net,
         "teacher": evaluate(load_network(artifact), task, rgb, **options),
         "student": evaluate(student, task, rgb, **options),
     }
-    row = get_spec(name, task=artifact.task)
-    kwargs = dict(config.student_kwargs) if start == "scratch" else {}
+    shipped = start == "shipped"
+    kwargs = Artifact.load(WEIGHTS / str(row.weights)).model_kwargs if shipped else _student_kwargs(config, row)
     return save_network(
         student,
         out / "student.safetensors",
         model=name,
-        task=row.task,
+        task=artifact.task,
         stages=(*artifact.stages, "distill"),
         parent=artifact,
         model_kwargs=kwargs,
         metadata={
             "start": start,
             "kept": kept,
-            "recipe": asdict(config),
+            "recipe": to_plain(config),
             "scores": scores,
             "account": account,
             "photos": len(held.train),

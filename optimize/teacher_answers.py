@@ -152,8 +152,9 @@ def _to_cpu(answer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None
 
 
 def _openvino_predict(net: nn.Module, sample: Tensor, precision: str) -> Predict:
-    import openvino as ov
+    import openvino
 
+    ov: Any = openvino
     model = ov.convert_model(net, example_input=sample[:1])
     model.reshape([-1, *sample.shape[1:]])
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
