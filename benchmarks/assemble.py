@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest import Contestant, say
+from benchmarks.contest import Contestant, name_of, say
 from benchmarks.cost import Cost, cost
 from benchmarks.quality import Photos, Scores
 from benchmarks.row import BenchmarkRow, join_reasons
@@ -133,7 +133,7 @@ def _latency(contestant: Contestant, found: Findings, reasons: dict[str, str]) -
         reasons["speedup"] = _NO_TEACHER
         return values
     for device in (contestant.device, "cpu"):
-        base = found.latency.get(f"{found.teacher.path}@{device}")
+        base = found.latency.get(name_of(found.teacher, device))
         if base is not None:
             return {**values, "speedup": base.p50_ms / engine.p50_ms, "speedup_over": f"torch fp32 on {device}"}
     reasons["speedup"] = "the teacher was not timed"

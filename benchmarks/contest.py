@@ -50,7 +50,7 @@ class Contestant:
     @property
     def name(self) -> str:
         """Unique in a contest."""
-        return f"{self.artifact.path}@{self.device}"
+        return name_of(self.artifact, self.device)
 
     @property
     def can_be_timed(self) -> bool:
@@ -77,6 +77,11 @@ class Contestant:
         knobs = {knob.name: knob.default for knob in get_spec(self.artifact.model, task=self.artifact.task).controls}
         shapes = {spec.name: [s if isinstance(s, int) else 1 for s in spec.shape] for spec in self.runner.inputs[1:]}
         return {name: np.full(shape, knobs.get(name, 0.0), np.float32) for name, shape in shapes.items()}
+
+
+def name_of(artifact: Artifact, device: str) -> str:
+    """Return the name of an artifact on a device within a contest."""
+    return f"{artifact.path}#{artifact.sha256}@{device}"
 
 
 def say(error: BaseException) -> str:

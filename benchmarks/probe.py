@@ -92,11 +92,14 @@ def probe(path: Path, *, target: str, device: str, threads: int | None, input_si
 
 
 def example(spec: TensorSpec, input_size: tuple[int, int]) -> NDArray[np.float32]:
-    """Return random values in the range of ``spec``; named dimensions become 1, height and width."""
+    """Return random values in the range of ``spec``: N and C of the spec (1 where open), H and W of ``input_size``.
+
+    An artifact of another fixed size refuses them, which is how it is found out.
+    """
     import numpy as np
 
-    named = {"H": input_size[0], "W": input_size[1]}
-    shape = tuple(side if isinstance(side, int) else named.get(side, 1) for side in spec.shape)
+    shape = tuple(side if isinstance(side, int) else 1 for side in spec.shape)
+    shape = (*shape[:2], *input_size) if len(shape) == 4 else shape
     low, high = spec.value_range or (0.0, 1.0)
     return np.random.default_rng(0).uniform(low, high, shape).astype(np.float32)
 

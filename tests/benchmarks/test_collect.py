@@ -1,0 +1,77 @@
+"""Finding artifacts in run folders, bundles and zip files."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from benchmarks.collect import find_artifacts
+from models.errors import CheckpointError, DataError
+
+NAMES = ["teacher.safetensors", "student.safetensors", "student-fp32.onnx", "student-fp32.openvino"]
+
+
+def test_a_folder_teacher_first_other_json_ignored(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "report.json").write_text('{"schema": 1, "rows": []}')
+    (tmp_path / "run" / "teacher.json").write_text("not json")
+    shutil.copytree(tmp_path / "run" / "artifacts", tmp_path / "run" / "copy")
+    with ExitStack() as stack:
+        found, root = find_artifacts([tmp_path / "run"], stack)
+    assert [artifact.path.name for artifact in found] == NAMES
+    assert root == tmp_path / "run"
+
+
+def test_single_artifacts_files_and_folders(tiny_run: Path) -> None:
+    paths = [tiny_run / "artifacts" / "student-fp32.openvino", tiny_run / "teacher.safetensors"]
+    with ExitStack() as stack:
+        found, root = find_artifacts(paths, stack)
+    assert [artifact.format for artifact in found] == ["torch", "openvino"]
+    assert root == tiny_run / "artifacts"
+
+
+def test_a_zip_is_unpacked_and_removed(tiny_run: Path, tmp_path: Path) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "bundle"), "zip", tiny_run))
+    with ExitStack() as stack:
+        found, root = find_artifacts([archive], stack)
+        assert [artifact.path.name for artifact in found] == NAMES
+        assert root.is_dir()
+    assert not root.exists()
+
+
+def test_a_zip_that_leaves_its_folder_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("../evil.json", "{}")
+    with ExitStack() as stack, pytest.raises(CheckpointError, match=r"expected names inside of the zip, got \.\./evil"):
+        find_artifacts([tmp_path / "bad.zip"], stack)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error", "text"),
+    [
+        ("missing", None, CheckpointError, "got no such file; fix: pass an artifact, a run folder or a bundle"),
+        ("half.zip", b"PK\x03\x04", CheckpointError, "expected a zip file.*looks truncated"),
+        ("empty", b"", DataError, "expected at least one with its .json sidecar, got none below"),
+    ],
+)
+def test_what_cannot_be_opened(
+    tmp_path: Path, name: str, content: bytes | None, error: type[Exception], text: str
+) -> None:
+    path = tmp_path / name
+    if name == "empty":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with ExitStack() as stack, pytest.raises(error, match=text):
+        find_artifacts([path], stack)
+
+
+def test_an_altered_artifact_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    (tmp_path / "run" / "teacher.safetensors").write_bytes(b"other")
+    with ExitStack() as stack, pytest.raises(CheckpointError, match="expected sha256"):
+        find_artifacts([tmp_path / "run"], stack)

@@ -1,0 +1,41 @@
+"""Labels: none covers another one, or a point."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.labels import Box, place_labels, text_width
+
+
+def test_overlap_and_outside() -> None:
+    one, two = Box(0, 0, 10, 10), Box(5, 8, 20, 20)
+    assert one.overlap(two) == 10.0
+    assert one.overlap(Box(10, 0, 20, 10)) == 0.0
+    assert two.outside(Box(0, 0, 10, 100)) == 10 * 12
+
+
+def test_no_label_covers_anything() -> None:
+    rng = np.random.default_rng(3)
+    points = [(float(x), float(y)) for x, y in rng.uniform(80, 500, (14, 2))]
+    points += [(300.0, 300.0), (302.0, 301.0), (299.0, 303.0)]  # a heap
+    widths = [text_width("Pruned · OpenVINO FP32 40.4x", 12)] * len(points)
+    frame, line = Box(0, 0, 800, 600), Box(0, 250, 800, 252)
+    labels = place_labels(points, widths, order=range(len(points)), frames=[frame] * len(points), obstacles=[line])
+    boxes = [label.box for label in labels if label is not None]
+    assert len(boxes) >= 14
+    for index, box in enumerate(boxes):
+        assert box.outside(frame) == 0
+        assert box.overlap(line) == 0
+        assert all(box.overlap(other) == 0 for other in boxes[:index])
+        own = labels.index(next(label for label in labels if label is not None and label.box is box))
+        for other, (x, y) in enumerate(points):
+            assert other == own or box.overlap(Box(x - 8, y - 8, x + 8, y + 8)) == 0
+
+
+def test_no_room_gives_no_label() -> None:
+    assert place_labels([(5.0, 5.0)], [400.0], order=[0], frames=[Box(0, 0, 50, 50)]) == [None]
+
+
+def test_widths_grow_with_text_and_size() -> None:
+    assert text_width("mmm", 12) > text_width("iii", 12)
+    assert text_width("abc", 24) == 2 * text_width("abc", 12)
