@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract, embedded
 from export.coreml_options import Options, package_contract
+from export.coreml_quirks import numpy_scalars
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.registry import get_target
@@ -176,10 +177,9 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options) -> 
     else:
         outputs = [tools.TensorType(name=spec.name, dtype=np.float32) for spec in contract.outputs]
     try:
-        with quiet_coremltools(), torch.no_grad():
-            traced = torch.jit.trace(net, samples, check_trace=False)
+        with quiet_coremltools(), numpy_scalars():
             return tools.convert(
-                traced,
+                trace(net, samples),
                 inputs=types,
                 outputs=outputs,
                 convert_to="mlprogram",
@@ -194,6 +194,19 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options) -> 
         got = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
         what = f"Core ML export of {contract.model}"
         raise ExportError(explain(what, expected="a convertible network", got=got, fix=fix)) from error
+
+
+def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:
+    """Trace ``net`` for the converter, attention written out in operations that it knows."""
+    import torch
+
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            return torch.jit.trace(net, samples, check_trace=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _input_type(tools: Any, spec: TensorSpec, contract: Contract, given: Options) -> Any:
@@ -299,7 +312,7 @@ def _check_other_size(output: Path, net: nn.Module, contract: Contract, given: O
     expected = answer / 255.0 if given.image_output else answer
     if got.shape != expected.shape:
         raise ExportError(explain(what, expected=f"shape {expected.shape}", got=got.shape, fix=fix))
-    error, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
-    if contract.precision is not Precision.INT8 and not error <= max(_SAME * largest, 1e-3):
-        text = f"an error of {error:.3g} where values reach {largest:.3g}"
+    worst, largest = float(np.abs(got - expected).max()), float(np.abs(expected).max())
+    if contract.precision is not Precision.INT8 and not worst <= max(_SAME * largest, 1e-3):
+        text = f"an error of {worst:.3g} where values reach {largest:.3g}"
         raise ExportError(explain(what, expected="the answer of PyTorch", got=text, fix=fix))

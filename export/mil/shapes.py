@@ -106,7 +106,7 @@ def _slice_update(call: Call) -> Tensor:
 
 
 def _concat(call: Call) -> Tensor:
-    values, axis = call.tensors("values"), call.integer("axis")
+    values, axis = [torch.atleast_1d(value) for value in call.tensors("values")], call.integer("axis")
     if call.flag("interleave"):
         axis = axis % values[0].ndim
         return torch.stack(values, dim=axis + 1).flatten(axis, axis + 1)

@@ -90,9 +90,10 @@ class Many(nn.Module):
         y += [F.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])]
         y += [x.reshape(1, 4, 3, 4, 5, 2).permute(0, 2, 4, 3, 5, 1).reshape(15, 8, 4)]
         y += [torch.einsum("nchw,cd->ndhw", x, x[0, :, :4, 0])]
-        grid = F.affine_grid(torch.tensor([[[0.9, 0.1, 0.2], [-0.1, 1.1, 0.0]]]), [1, 4, 8, 9], align_corners=False)
+        grid = torch.tanh(x[:, :2]).permute(0, 2, 3, 1) * 1.3
         y += [F.grid_sample(x, grid, padding_mode=mode, align_corners=False) for mode in ("zeros", "border")]
         y += [F.grid_sample(x, grid, padding_mode="reflection", align_corners=True)]
+        y += [F.grid_sample(x, grid, mode="nearest", align_corners=True)]
         return tuple(y)
 
 
