@@ -49,7 +49,7 @@ class TensorRtRunner(CheckedRunner):
         )
         if self._engine is None:
             built = ", ".join(artifact.metadata.get("compute_capability") or ["the GPU of the exporting machine"])
-            fix = "export with --compute-capability of this GPU"
+            fix = "export with --option compute_capability=smXX of this GPU"
             got = self._log.last() or "no message"
             raise UnsupportedError(explain(f"engine {path.name}", expected=f"a GPU of {built}", got=got, fix=fix))
         self._context: Any = self._engine.create_execution_context()

@@ -113,8 +113,11 @@ def _profile(contract: Contract, limit: Any) -> dict[str, list[list[int]]]:
     if limit is None:
         largest = (2 * height, 2 * width)
     else:
-        sides = [int(side) for side in (limit if isinstance(limit, (list, tuple)) else str(limit).split("x"))]
-        largest = (sides[0], sides[-1])
+        parts = [str(side) for side in (limit if isinstance(limit, (list, tuple)) else str(limit).split("x"))]
+        if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
+            fix = "write 1024x1024"
+            raise UsageError(explain("option max_size", expected="HEIGHTxWIDTH", got=repr(limit), fix=fix))
+        largest = (int(parts[0]), int(parts[-1]))
     contract.size.check(*largest)
     if largest[0] < height or largest[1] < width:
         got, fix = f"{largest[0]}x{largest[1]}", "raise max_size"
@@ -147,7 +150,8 @@ def _build(
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
-        got = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors)) or "no message"
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        got = "; ".join(f"{e.node_operator()} {e.node_name()}: {e.desc()}" for e in errors) or "no message"
         fix = "see the message; write the layer otherwise, or keep it in higher precision"
         raise ExportError(explain(f"{package} parser", expected="a graph that it takes", got=got, fix=fix))
     config = builder.create_builder_config()
