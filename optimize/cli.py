@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _ARTIFACT = typer.Argument(help="Artifact to work on (.safetensors of Pare). Default: the teacher.", show_default=False)
-Source = Annotated[Optional[Path], _ARTIFACT]  # noqa: UP045
+Source = Annotated[Path | None, _ARTIFACT]
 
 
 @app.command()
@@ -34,7 +34,7 @@ def train(
     eval_data: f.EvalData = None,
     eval_photos: f.EvalPhotos = None,
     encoder_weights: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="imagenet (downloads torchvision's) or a file; default: random.", show_default=False),
     ] = None,
     minutes: f.Minutes = None,
@@ -65,11 +65,11 @@ def distill(
     task: f.TaskName = None,
     student: f.Student = None,
     from_scratch: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--from-scratch", help="Do not start from the shipped student.", show_default=False),
     ] = None,
     loss: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="regression or kl_mse. Default: regression.", show_default=False),
     ] = None,
     data: f.Data = None,
@@ -167,19 +167,19 @@ def run(
     task: f.TaskName = None,
     student: f.Student = None,
     stage: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="Stage to run, in order; again for more. Default: distill, prune, quantize."),
     ] = None,
     target: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="Target to export to; again for more. Default: all."),
     ] = None,
     precision: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="fp32, fp16, bf16 or int8; again for more. Default: fp32, fp16 and int8."),
     ] = None,
     dynamic: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--dynamic", help="Leave height and width of the artifacts open.", show_default=False),
     ] = None,
     data: f.Data = None,
@@ -193,12 +193,12 @@ def run(
     max_lpips_drop: f.MaxLpipsDrop = None,
     allow_drop: f.AllowDrop = None,
     budget_minutes: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(help="Time for the stages together. Default: a minute or two each.", show_default=False),
     ] = None,
-    warmup: Annotated[Optional[int], typer.Option(help="Unrecorded calls. Default: 10.", min=0)] = None,  # noqa: UP045
+    warmup: Annotated[int | None, typer.Option(help="Unrecorded calls. Default: 10.", min=0)] = None,
     iterations: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Recorded calls of each artifact. Default: 50.", min=1),
     ] = None,
     input_size: f.InputSize = None,

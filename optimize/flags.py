@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -15,103 +15,102 @@ def _flag(*names: str, help: str, panel: str = _HOW, **options: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **options)
 
 
-# Typer reads these at run time, on Python 3.10 too, so Optional is spelled out.
 Teacher = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--teacher", help="Model name, or package.module:factory. Default: resnet18_unet.", panel=_WHAT),
 ]
 Weights = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     _flag("--weights", help="The teacher's checkpoint (safetensors). Default: the shipped one.", panel=_WHAT),
 ]
 TaskName = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--task", help="Task of your own factory. Default: that of its spec, else colorize.", panel=_WHAT),
 ]
 Student = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--student", help="Model name, or package.module:factory. Default: the teacher's.", panel=_WHAT),
 ]
 Data = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--data", help="Folder, named photo set, or URL#sha256=DIGEST. Default: embedded samples.", panel=_DATA),
 ]
 EvalData = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--eval-data", help="Photos to measure with. Default: a tenth of --data, held out.", panel=_DATA),
 ]
 CalibrationData = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--calibration-data", help="Photos to calibrate INT8 with. Default: the training photos.", panel=_DATA),
 ]
 CalibrationSamples = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     _flag("--calibration-samples", help="How many of them.", panel=_DATA, min=1),
 ]
 EvalPhotos = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     _flag("--eval-photos", help="At most so many photos to measure with. Default: 32.", panel=_DATA, min=1),
 ]
 InputSize = Annotated[
-    Optional[tuple[int, int]],  # noqa: UP045
+    tuple[int, int] | None,
     _flag("--input-size", help="Height and width in pixels. Default: 256 256.", metavar="H W"),
 ]
 Device = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--device", help="auto, cpu, cuda or mps: where stages train. Default: auto."),
 ]
 Threads = Annotated[
-    Optional[int],  # noqa: UP045
+    int | None,
     _flag("--threads", help="Threads of PyTorch and of each engine.", min=1),
 ]
-Seed = Annotated[Optional[int], _flag("--seed", help="Of everything random. Default: 0.", min=0)]  # noqa: UP045
+Seed = Annotated[int | None, _flag("--seed", help="Of everything random. Default: 0.", min=0)]
 LpipsNet = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--lpips-net", help="lite, squeeze, alex or vgg. Default: lite."),
 ]
 LpipsWeights = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     _flag("--lpips-weights", help="File or folder with the weights of an official net."),
 ]
 Minutes = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     _flag("--minutes", help="Training time; the schedule is shortened to fit."),
 ]
-LearningRate = Annotated[Optional[float], _flag("--learning-rate", help="Peak of AdamW's rate.")]  # noqa: UP045
+LearningRate = Annotated[float | None, _flag("--learning-rate", help="Peak of AdamW's rate.")]
 MixedPrecision = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     _flag("--mixed-precision", help="no, bf16 or fp16."),
 ]
 MaxLpipsDrop = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     _flag("--max-lpips-drop", help="Largest LPIPS that may be lost.", min=0.0),
 ]
 AllowDrop = Annotated[
-    Optional[bool],  # noqa: UP045
+    bool | None,
     _flag("--allow-drop", help="Go on and ship even if more is lost."),
 ]
 PruningRatio = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     _flag("--pruning-ratio", help="Fraction of the channels to remove."),
 ]
 TargetLatency = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     _flag("--target-latency-ms", help="Prune until an engine is as fast as this."),
 ]
 TargetSpeedup = Annotated[
-    Optional[float],  # noqa: UP045
+    float | None,
     _flag("--target-speedup", help="Prune until an engine is faster by this factor."),
 ]
 Config = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     _flag("--config", help="Recipe file (YAML); flags go over it.", panel=_WHAT),
 ]
 Settings = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     _flag("--set", help="Any key of the recipe: --set distill.fit.repeat=4. Again for more.", metavar="KEY=VALUE"),
 ]
 Output = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     _flag("--output", "-o", help="Folder of the run. Default: under runs/.", panel=_OUT),
 ]
 Resume = Annotated[

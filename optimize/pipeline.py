@@ -61,6 +61,7 @@ _SHARES = {"distill": 0.45, "prune": 0.35, "quantize": 0.2}
 #: Teacher answers that the default distillation computes; few photos are cropped more often.
 _CROPS = 1500
 _MAX_VIEWS = 48
+_STUDENT_SPEEDUP = 1.25
 
 
 def run_pipeline(
@@ -109,7 +110,11 @@ def run_pipeline(
 
 
 def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
-    """Return what a stage's config gets from the run where the recipe says nothing: time, and crops a photo."""
+    """Return what a stage's config gets from the run where the recipe says nothing.
+
+    That is: time, crops a photo (the same for all stages that learn from the teacher's answers, which are then computed
+    once), and how much faster a student that is small already must get by pruning.
+    """
     known = {item.name for item in fields(get_stage(name).config_type)}
     defaults: dict[str, Any] = {}
     share = recipe.budget_minutes and recipe.budget_minutes * _share(name, recipe.stages)
@@ -117,9 +122,12 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         defaults["fit"] = {"max_minutes": share}
     elif share and "max_minutes" in known:
         defaults["max_minutes"] = share
-    if name == "distill":
+    if name in ("distill", "prune"):
         views = min(max(_CROPS // len(photos.train), 1), _MAX_VIEWS)
         defaults["fit"] = {**defaults.get("fit", {}), "repeat": views}
+    goals = {"pruning_ratio", "target_latency_ms", "target_speedup"}
+    if name == "prune" and "distill" in recipe.stages and not goals & recipe.options.get(name, {}).keys():
+        defaults["target_speedup"] = _STUDENT_SPEEDUP
     return defaults
 
 
