@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from models.errors import ConfigError, explain
 
-PixelLoss = Literal["mse", "l1", "huber"]
+PixelLoss = Literal["mse", "l1", "huber", "cauchy"]
 AdversarialLoss = Literal["bce", "lsgan", "hinge"]
 
 
@@ -24,7 +24,9 @@ def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, 
     Args:
         preds: Network output (N, C, H, W).
         target: What it should be, same shape.
-        kind: ``mse``, ``l1`` or ``huber`` (knee at 10 steps).
+        kind: ``mse``, ``l1``, ``huber`` (knee at 10 steps), or ``cauchy``: log(1 + d^2 / 100) / 2 of the distance d over
+            the channels together. Where several answers are right (green or brown leaves), ``mse`` ends at their mean
+            and ``huber`` near their median, both dull; ``cauchy`` chooses one.
         scale: Output units of one visible step (``Task.output_scale``).
         weight: Per-pixel weight (N, 1, H, W).
     """
@@ -35,8 +37,10 @@ def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, 
         distance = difference.abs() / 10
     elif kind == "huber":
         distance = functional.huber_loss(difference, torch.zeros_like(difference), reduction="none", delta=10.0) / 100
+    elif kind == "cauchy":
+        distance = torch.log1p(difference.square().sum(dim=1, keepdim=True) / 100) / 2
     else:
-        raise ConfigError(explain("pixel loss", expected="mse, l1 or huber", got=repr(kind), fix="choose one of these"))
+        raise ConfigError(explain("pixel loss", expected="mse, l1, huber or cauchy", got=repr(kind), fix="choose one of these"))
     return (distance if weight is None else distance * weight).mean()
 
 
@@ -68,7 +72,7 @@ def feature_loss(projected: Tensor, teacher: Tensor) -> Tensor:
     Source: Romero et al. 2015, "FitNets: hints for thin deep nets".
     """
     if projected.shape[2:] != teacher.shape[2:]:
-        projected = functional.adaptive_avg_pool2d(projected, [teacher.shape[2], teacher.shape[3]])
+        projected = functional.adaptive_avg_pool2d(projected, (teacher.shape[2], teacher.shape[3]))
     return functional.mse_loss(projected, teacher) / teacher.var().clamp_min(1e-6)
 
 

@@ -8,18 +8,20 @@ Source: Isola et al. 2017 (pix2pix: patch discriminator, L1 beside the adversari
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from models.artifact import Artifact, save_network
+from models.artifact import Artifact, load_network, save_network, sidecar_of, write_json
 from models.errors import ConfigError, explain
 from models.registry import create_model, get_spec, get_task
+from optimize.config import to_plain
 from optimize.data import PhotoCrops, to_float
 from optimize.evaluate import evaluate, load_photos
 from optimize.loop import Fit, FitConfig, Phase, run_fit
@@ -36,8 +38,9 @@ class TrainConfig:
 
     Attributes:
         model: Registry name or ``"package.module:factory"``.
+        task: Task of your own factory; None: that of its spec, else ``colorize``.
         fit: Sizes, epochs, rates.
-        pixel: ``huber``, ``l1`` or ``mse``.
+        pixel: ``huber``, ``l1``, ``mse`` or ``cauchy``.
         task_weight: Weigh pixels as the task says (``Task.loss_weight``).
         perceptual_weight: Weight of LPIPS on the rendered RGB; 0: none.
         lpips_net: Which LPIPS the training uses.
@@ -49,6 +52,7 @@ class TrainConfig:
     """
 
     model: str = "resnet18_unet"
+    task: str | None = None
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(phases=(Phase(64, 8, 32), Phase(96, 3, 24), Phase(128, 4, 16)))
     )
@@ -159,9 +163,9 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     Raises:
         TrainingError: The loss became NaN.
     """
-    spec = get_spec(config.model)
+    spec = get_spec(config.model, task=config.task)
     task = get_task(spec.task)
-    net = create_model(config.model, weights=artifact.path if artifact else None)
+    net = load_network(artifact) if artifact else create_model(config.model)
     if config.encoder_weights:
         from models.pretrained import load_encoder
 
@@ -170,14 +174,18 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     if config.adversarial_weight:
         rival = PatchDiscriminator(sum(int(t.shape[1]) for t in (spec.inputs[0], spec.outputs[0])))
     fit = Fit(net, config.fit, checkpoint=out / "train.checkpoint.safetensors", adversary=rival)
+    log: list[dict[str, Any]] = []
     if fit.resume():
         data.progress.note(f"Resuming at step {fit.step}")
-    rgb = load_photos(data.eval, 256, limit=48)
-    log: list[dict[str, Any]] = []
+        log = _read_log(fit.checkpoint)
+    rgb = load_photos(data.eval, data.input_size[0], limit=48)
 
     def report(epoch: int) -> None:
         scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
+        log[:] = [row for row in log if row["epoch"] < epoch]
         log.append({"epoch": epoch, "minutes": fit.seconds / 60, **scores})
+        if fit.accelerator.is_main_process:
+            write_json(sidecar_of(fit.checkpoint), log)
         text = ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
         data.progress.note(f"epoch {epoch} after {fit.seconds / 60:.1f} min, LPIPS-{data.lpips_net}: {text}")
 
@@ -195,8 +203,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     step = TrainStep(fit, task, config, data.lpips_weights)
     run_fit(fit, crops, step, description=f"Training {spec.name}", progress=data.progress, on_epoch=report)
     scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
-    recipe = asdict(config)
-    metadata = {"recipe": recipe, "scores": {"lpips_net": data.lpips_net, **scores}, "photos": len(data.train)}
+    metadata = {"recipe": to_plain(config), "scores": {"lpips_net": data.lpips_net, **scores}, "photos": len(data.train)}
     metadata["log"], metadata["trained"] = log, time.strftime("%Y-%m-%d")
     return save_network(
         fit.ema.net,
@@ -205,5 +212,15 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         task=spec.task,
         half=True,
         stages=("teacher",),
+        model_kwargs=artifact.model_kwargs if artifact else None,
         metadata=metadata,
     )
+
+
+def _read_log(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the scores of the epochs before an interruption, which lie beside the checkpoint."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(sidecar_of(checkpoint).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return rows
