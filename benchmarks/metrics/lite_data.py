@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.metrics.distortions import TRAINED, Random
+from benchmarks.metrics.distortions import CHROMA_KINDS, TRAINED, Random
 from models.photos import PhotoSet, open_photos
 
 VERSIONS = 4
+_KINDS = list(TRAINED)
+_WEIGHTS = np.array([2.0 if kind in CHROMA_KINDS else 1.0 for kind in _KINDS])
+_SHARES = _WEIGHTS / _WEIGHTS.sum()
+_FULL, _GREY = 0.1, 0.08
 
 
 def join_photos(folders: Sequence[Path]) -> PhotoSet:
@@ -49,13 +53,16 @@ def random_crop(rgb: np.ndarray, size: int, rng: Random) -> Tensor:
 
 
 def distort(photo: Tensor, rng: Random, other: Tensor) -> Tensor:
-    """Apply one kind that is used in training; small strengths are drawn more often."""
-    kind = str(rng.choice(list(TRAINED)))
-    return TRAINED[kind](photo, float(rng.random() ** 2), rng, other)
+    """Apply one kind that is used in training; colour kinds, small strengths and the full one are drawn more often."""
+    kind = str(rng.choice(_KINDS, p=_SHARES))
+    strength = 1.0 if rng.random() < _FULL else float(rng.random() ** 2)
+    return TRAINED[kind](photo, strength, rng, other)
 
 
 class Groups:
     """Batches (G, 4, 3, S, S): a photo and three versions of it, each made of the photo or of the version before.
+
+    One photo in twelve is made grey first.
 
     Args:
         photos: What to draw from.
@@ -82,6 +89,8 @@ class Groups:
 
     @staticmethod
     def _versions(photo: Tensor, other: Tensor, rng: Random) -> Tensor:
+        if rng.random() < _GREY:
+            photo = TRAINED["desaturate"](photo, 1.0, rng, other)
         versions = [photo]
         for _ in range(VERSIONS - 1):
             source = versions[-1] if rng.random() < 0.4 else photo

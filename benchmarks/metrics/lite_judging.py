@@ -19,6 +19,7 @@ from models.photos import PhotoSet, centre_square, open_photos, to_batch
 from models.progress import NULL_PROGRESS, Progress
 
 KINDS = {**TRAINED, **HELD_OUT}
+NO_CHROMA = "no-chroma"
 _BINS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.25, 0.4, float("inf"))
 
 
@@ -51,7 +52,7 @@ def compare_nets(
     """Distort every photo in every way, with uniform strengths, and measure by both nets.
 
     Beside each pair of photo and distorted photo, a pair of an imitated colorizer's output and a slightly distorted
-    version of it: what a student is to its teacher.
+    version of it: what a student is to its teacher. And the photo without any chroma: where a colorizer starts.
     """
     rows: list[Comparison] = []
     with progress.track("Comparing lite with squeeze", total=len(sizes) * len(photos)) as bar, torch.inference_mode():
@@ -75,6 +76,9 @@ def _square(photos: PhotoSet, index: int, size: int) -> Tensor:
 def _pairs(photo: Tensor, other: Tensor, rng: Random) -> tuple[Tensor, Tensor, list[str]]:
     preds, target, kinds = [], [], []
     colorized = TRAINED["colorizer"](photo, float(rng.random()), rng, other)
+    preds.append(TRAINED["desaturate"](photo, 1.0, rng, other))
+    target.append(photo)
+    kinds.append(NO_CHROMA)
     for kind, function in KINDS.items():
         preds.append(function(photo, float(rng.random()), rng, other))
         preds.append(function(colorized, 0.3 * float(rng.random()), rng, other))
@@ -115,7 +119,7 @@ def report(rows: Sequence[Comparison]) -> dict[str, Any]:
         "close_pairs": lambda row: row.kind.endswith("-small"),
     }
     content |= {name: summarize(filter(chosen, rows)) for name, chosen in groups.items()}
-    content["by_kind"] = {kind: summarize(row for row in rows if row.kind == kind) for kind in KINDS}
+    content["by_kind"] = {kind: summarize(row for row in rows if row.kind == kind) for kind in (NO_CHROMA, *KINDS)}
     content["by_distance"] = {}
     for low, high in pairwise(_BINS):
         part = [row for row in rows if low <= row.official < high]

@@ -62,6 +62,7 @@ class LiteConfig:
     def __post_init__(self) -> None:
         checks = (
             ("data", len(self.data) > 0, "one folder or more", "none", "give --data DIR"),
+            ("output", self.output.suffix == ".safetensors", "a .safetensors file", self.output, "give -o FILE"),
             ("steps", self.steps >= 0, "0 or more", self.steps, "give a number of steps"),
             ("fit_groups", self.fit_groups >= 1, "1 or more", self.fit_groups, "try 200"),
             ("pixels", self.pixels >= 4 * 64 * 64, "16384 or more", self.pixels, "use a larger batch"),

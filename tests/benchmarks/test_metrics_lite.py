@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmarks.metrics import load_lpips, lpips
 from benchmarks.metrics.distortions import CHROMA_KINDS, HELD_OUT, TRAINED
-from benchmarks.metrics.lite_judging import Comparison, compare_nets, report, spearman, summarize
+from benchmarks.metrics.lite_judging import NO_CHROMA, Comparison, compare_nets, report, spearman, summarize
 from benchmarks.metrics.lpips_weights import LITE_FILE
 from models.artifact import sha256_of, sidecar_of
 from models.photos import centre_square, embedded_photos, open_photos, to_batch
@@ -40,7 +40,7 @@ class TestShippedFile:
         for part in ("all", "size_256", "size_128", "held_out_kinds", "colour_kinds", "close_pairs"):
             assert card["figures"][part]["spearman"] >= 0.98, part
             assert card["figures"][part]["mae"] <= 0.01, part
-        assert set(card["figures"]["by_kind"]) == set(ALL_KINDS)
+        assert set(card["figures"]["by_kind"]) == {NO_CHROMA, *ALL_KINDS}
 
     def test_heads_are_not_negative(self) -> None:
         assert all((head >= 0).all() for head in load_lpips("lite").heads)
@@ -72,7 +72,7 @@ class TestDistance:
         image = target.mean(dim=1, keepdim=True).repeat(1, 3, 1, 1).requires_grad_()
         optimizer = torch.optim.Adam([image], lr=0.02)
         before = metric(image, target).item()
-        for _ in range(6):
+        for _ in range(4):
             optimizer.zero_grad()
             metric(image, target).sum().backward()
             optimizer.step()
@@ -83,7 +83,7 @@ def test_agrees_with_squeeze_on_photos_and_kinds_it_has_not_seen(pare_data: Path
     chosen = open_photos(pare_data / "photos_val").sample(3, seed=0)
     official = load_lpips("squeeze", pare_data / "lpips")
     rows = compare_nets(load_lpips("lite"), official, chosen, sizes=(128,))
-    assert len(rows) == 3 * 2 * len(ALL_KINDS)
+    assert len(rows) == 3 * (2 * len(ALL_KINDS) + 1)
     for part in (rows, [row for row in rows if row.kind.removesuffix("-small") in HELD_OUT]):
         summary = summarize(part)
         assert summary["spearman"] >= 0.98
@@ -114,10 +114,10 @@ class TestJudging:
             for kind in ALL_KINDS
             for end in ("", "-small")
             for size in (128, 256)
-        ]
+        ] + [Comparison(NO_CHROMA, 128, *rng.random(2)) for _ in range(4)]
         content = report(rows)
-        assert content["all"]["pairs"] == 4 * len(ALL_KINDS)
+        assert content["all"]["pairs"] == 4 * len(ALL_KINDS) + 4
         assert content["held_out_kinds"]["pairs"] == 4 * len(HELD_OUT)
         assert content["colour_kinds"]["pairs"] == 4 * len(CHROMA_KINDS)
         assert content["close_pairs"]["pairs"] == 2 * len(ALL_KINDS)
-        assert sum(part["pairs"] for part in content["by_distance"].values()) == 4 * len(ALL_KINDS)
+        assert sum(part["pairs"] for part in content["by_distance"].values()) == 4 * len(ALL_KINDS) + 4

@@ -196,6 +196,10 @@ class TestTraining:
     ("change", "text"),
     [
         ({"data": ()}, r"LiteConfig.data: expected one folder or more, got none; fix: give --data DIR"),
+        (
+            {"output": Path("lite.pt")},
+            r"LiteConfig.output: expected a .safetensors file, got lite.pt; fix: give -o FILE",
+        ),
         ({"steps": -1}, "LiteConfig.steps: expected 0 or more, got -1"),
         ({"sizes": ((32, 1.0),)}, "LiteConfig.sizes: expected sides of 64 or more"),
         ({"ema": 1.0}, "LiteConfig.ema: expected 0 to below 1, got 1.0"),
