@@ -46,7 +46,7 @@ class DistillConfig:
             the cache.
         loss: ``regression`` (the weights below) or ``kl_mse`` (the source's formula).
         output_weight: Weight of the L1 distance to the teacher's output.
-        truth_weight: Weight of the Huber distance to the ground truth, weighted by the task.
+        truth_weight: Weight of the Cauchy distance (``losses.pixel_loss``) to the ground truth, weighted by the task.
         feature_weight: Weight of feature matching; needs ``feature`` in the specs of both networks.
         perceptual_weight: Weight of LPIPS on rendered RGB.
         perceptual_target: LPIPS to the ``truth`` or to what the ``teacher`` renders.
@@ -110,7 +110,7 @@ class DistillStep:
         loss = config.output_weight * values["output"]
         if config.truth_weight:
             weight = task.loss_weight(target)
-            values["truth"] = pixel_loss(output, target, kind="huber", scale=task.output_scale, weight=weight)
+            values["truth"] = pixel_loss(output, target, kind="cauchy", scale=task.output_scale, weight=weight)
             loss = loss + config.truth_weight * values["truth"]
         if self.fit.extras is not None:
             values["feature"] = feature_loss(self.fit.extras(self.tap.value()).float(), feature.float())

@@ -1,7 +1,8 @@
 """Losses of training and distillation. All take (N, C, H, W) tensors and return a scalar.
 
 ``kl_mse`` is the formula of the colorization report that this project starts from, kept for comparison; a softmax over
-a regression output has little meaning, so the default is a weighted Huber or L1 distance next to feature matching and LPIPS.
+a regression output has little meaning, so the default is a weighted pixel distance next to
+feature matching and LPIPS.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, 
     Args:
         preds: Network output (N, C, H, W).
         target: What it should be, same shape.
-        kind: ``mse``, ``l1``, ``huber`` (knee at 10 steps), or ``cauchy``: log(1 + d^2 / 100) / 2 of the distance d over
-            the channels together. Where several answers are right (green or brown leaves), ``mse`` ends at their mean
-            and ``huber`` near their median, both dull; ``cauchy`` chooses one.
+        kind: ``mse``, ``l1``, ``huber`` (knee at 10 steps), or ``cauchy``: log(1 + d^2 / 100) / 2 of the distance d
+            over the channels together. Where several answers are right (green or brown leaves), ``mse`` ends at their
+            mean and ``huber`` near their median, both dull; ``cauchy`` chooses one.
         scale: Output units of one visible step (``Task.output_scale``).
         weight: Per-pixel weight (N, 1, H, W).
     """
@@ -40,7 +41,9 @@ def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, 
     elif kind == "cauchy":
         distance = torch.log1p(difference.square().sum(dim=1, keepdim=True) / 100) / 2
     else:
-        raise ConfigError(explain("pixel loss", expected="mse, l1, huber or cauchy", got=repr(kind), fix="choose one of these"))
+        raise ConfigError(
+            explain("pixel loss", expected="mse, l1, huber or cauchy", got=repr(kind), fix="choose one of these")
+        )
     return (distance if weight is None else distance * weight).mean()
 
 

@@ -41,6 +41,8 @@ class TrainConfig:
         task: Task of your own factory; None: that of its spec, else ``colorize``.
         fit: Sizes, epochs, rates.
         pixel: ``huber``, ``l1``, ``mse`` or ``cauchy``.
+        late_pixel: Pixel loss of the last part: ``cauchy`` makes up its mind; None: ``pixel`` throughout.
+        late_from: Share of the training after which ``late_pixel`` comes in, in [0, 1].
         task_weight: Weigh pixels as the task says (``Task.loss_weight``).
         perceptual_weight: Weight of LPIPS on the rendered RGB; 0: none.
         lpips_net: Which LPIPS the training uses.
@@ -54,11 +56,13 @@ class TrainConfig:
     model: str = "resnet18_unet"
     task: str | None = None
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(phases=(Phase(64, 8, 32), Phase(96, 3, 24), Phase(128, 4, 16)))
+        default_factory=lambda: FitConfig(phases=(Phase(64, 5, 32), Phase(96, 2, 24), Phase(128, 2, 16)))
     )
     pixel: PixelLoss = "huber"
+    late_pixel: PixelLoss | None = "cauchy"
+    late_from: float = 0.6
     task_weight: bool = True
-    perceptual_weight: float = 0.0
+    perceptual_weight: float = 5.0
     lpips_net: str = "lite"
     adversarial: AdversarialLoss = "lsgan"
     adversarial_weight: float = 0.0
@@ -114,7 +118,8 @@ class TrainStep:
         inputs, target = task.prepare(rgb)
         output = self.fit.net(inputs).float()
         weight = task.loss_weight(target) if config.task_weight else None
-        pixel = pixel_loss(output, target, kind=config.pixel, scale=task.output_scale, weight=weight)
+        kind = config.late_pixel if config.late_pixel and fraction >= config.late_from else config.pixel
+        pixel = pixel_loss(output, target, kind=kind, scale=task.output_scale, weight=weight)
         values = {"pixel": pixel}
         loss = pixel
         if self.perceptual is not None:
@@ -131,7 +136,8 @@ class TrainStep:
         """Train the discriminator once, then return the generator's term; the weight grows over 5% of the training."""
         config, fit, task = self.config, self.fit, self.task
         rival, optimizer = fit.adversary, fit.adversary_optimizer
-        assert rival is not None and optimizer is not None
+        assert rival is not None
+        assert optimizer is not None
         scale = 1 / (task.output_scale * 100)
         real, fake = torch.cat([inputs, target * scale], 1), torch.cat([inputs, output * scale], 1)
         rival.requires_grad_(True)
@@ -203,7 +209,11 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     step = TrainStep(fit, task, config, data.lpips_weights)
     run_fit(fit, crops, step, description=f"Training {spec.name}", progress=data.progress, on_epoch=report)
     scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
-    metadata = {"recipe": to_plain(config), "scores": {"lpips_net": data.lpips_net, **scores}, "photos": len(data.train)}
+    metadata = {
+        "recipe": to_plain(config),
+        "scores": {"lpips_net": data.lpips_net, **scores},
+        "photos": len(data.train),
+    }
     metadata["log"], metadata["trained"] = log, time.strftime("%Y-%m-%d")
     return save_network(
         fit.ema.net,
