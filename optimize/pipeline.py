@@ -122,9 +122,13 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         defaults["fit"] = {"max_minutes": share}
     elif share and "max_minutes" in known:
         defaults["max_minutes"] = share
+    if name == "train":
+        defaults.update(model=recipe.teacher.model, task=recipe.teacher.task)
     if name in ("distill", "prune"):
         views = min(max(_CROPS // len(photos.train), 1), _MAX_VIEWS)
         defaults["fit"] = {**defaults.get("fit", {}), "repeat": views}
+    if name == "train":
+        defaults["model"] = recipe.teacher.model
     goals = {"pruning_ratio", "target_latency_ms", "target_speedup"}
     if name == "prune" and "distill" in recipe.stages and not goals & recipe.options.get(name, {}).keys():
         defaults["target_speedup"] = _STUDENT_SPEEDUP
