@@ -212,17 +212,17 @@ def verify_command(
     quiet: Quiet = False,
 ) -> None:
     """Check hashes and golden vectors of a bundle through each runtime that runs here."""
-    from export.bundle import MANIFEST, verify_bundle
+    from export.bundle import verify_bundle
+    from models.artifact import Artifact, sidecar_of
 
-    if reference is None and (path / MANIFEST).is_file():
+    if path.is_dir() and not sidecar_of(path).is_file():
         progress = make_progress(quiet=quiet or as_json)
         checks = verify_bundle(path, device=device, threads=threads, progress=progress)
         _show_checks(checks, as_json=as_json)
         return
     from export.collect import exported_artifacts, reference_of
-    from models.artifact import Artifact
 
-    (made,) = exported_artifacts([path]) if path.exists() else (Artifact.load(path),)
+    (made,) = exported_artifacts([path])
     origin = Artifact.load(reference) if reference else reference_of([made], [path.parent])
     _report(origin, made, device=device, threads=threads, check=True, as_json=as_json)
 
