@@ -34,7 +34,7 @@ class Findings:
         scores: Quality by name.
         latency: Engine times by name.
         whole: Times from photo to photo by name.
-        warmup: Unrecorded calls.
+        iterations: Calls that were to be recorded.
         costs: Hash of the artifact -> its cost, or why it is unknown.
         machine: ``Machine.id``.
         threads: Threads of the engines.
@@ -47,7 +47,7 @@ class Findings:
     scores: Mapping[str, Scores]
     latency: Mapping[str, Measurement]
     whole: Mapping[str, Measurement]
-    warmup: int
+    iterations: int
     costs: Mapping[str, Cost | str]
     machine: str
     threads: int
@@ -125,10 +125,12 @@ def _latency(contestant: Contestant, found: Findings, reasons: dict[str, str]) -
         "images_per_s": engine.images_per_s,
         "end_to_end_p50_ms": whole.p50_ms,
         "end_to_end_p95_ms": whole.p95_ms,
-        "warmup": found.warmup,
+        "warmup": engine.warmup,
         "times_ms": engine.times_ms,
         "end_to_end_times_ms": whole.times_ms,
     }
+    if len(engine.times_ms) < found.iterations:
+        reasons["samples"] = f"{len(engine.times_ms)} of {found.iterations}: the machine or the artifact is too slow"
     if found.teacher is None:
         reasons["speedup"] = _NO_TEACHER
         return values

@@ -121,7 +121,7 @@ class _Contest:
             scores=scores,
             latency=latency,
             whole=whole,
-            warmup=self.settings.warmup,
+            iterations=self.settings.iterations,
             costs=count_costs(artifacts, self.settings.input_size),
             machine=self.machine.id,
             threads=self.settings.threads or 1,
@@ -163,7 +163,11 @@ class _Contest:
         photo = self.photos.load(0)
         inputs = prepared(self.task, photo)
         measure = partial(
-            measure_interleaved, warmup=self.settings.warmup, seed=self.settings.seed, progress=self.progress
+            measure_interleaved,
+            warmup=self.settings.warmup,
+            seed=self.settings.seed,
+            max_seconds=self.settings.max_seconds,
+            progress=self.progress,
         )
         latency = measure(
             {name: partial(c.infer, inputs) for name, c in able.items()}, iterations=self.settings.iterations

@@ -21,6 +21,7 @@ class Settings:
         threads: Threads of each engine, pinned to as many processors; None: one a physical core.
         warmup: Unrecorded calls of each artifact.
         iterations: Recorded calls of each artifact.
+        max_seconds: An artifact that has been called for so long is left at the samples that it has (three at least).
         lpips_net: Net of every LPIPS number.
         lpips_weights: Where its weights are, for the official nets.
         photo_limit: At most so many photos; None: all.
@@ -38,6 +39,7 @@ class Settings:
     threads: int | None = None
     warmup: int = 10
     iterations: int = 50
+    max_seconds: float = 30.0
     lpips_net: str = "lite"
     lpips_weights: Path | None = None
     photo_limit: int | None = None
@@ -47,7 +49,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limits = {"warmup": 0, "iterations": 1, "pictures": 0, "threads": 1, "photo_limit": 1}
+        limits = {"warmup": 0, "iterations": 1, "pictures": 0, "threads": 1, "photo_limit": 1, "max_seconds": 0}
         for name, low in limits.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -59,5 +61,5 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values; the path of the weights stays out, it names a folder of this machine."""
-        names = ("device", "threads", "warmup", "iterations", "lpips_net", "seed")
+        names = ("device", "threads", "warmup", "iterations", "max_seconds", "lpips_net", "seed")
         return {"input_size": list(self.input_size), **{name: getattr(self, name) for name in names}}

@@ -25,6 +25,8 @@ NOISE_LIMIT = 0.10
 _BLOCKS = 10
 _SETTLE_CALLS = 2
 _SETTLE_NS = 20_000_000
+_LEAST_SAMPLES = 3
+_NS_PER_S = 1e9
 _NS_PER_MS = 1e6
 
 
@@ -97,6 +99,7 @@ def measure_interleaved(
     seed: int = 0,
     batch: int = 1,
     includes_transfers: bool = True,
+    max_seconds: float | None = None,
     description: str = "Measuring latency",
     progress: Progress = NULL_PROGRESS,
 ) -> dict[str, Measurement]:
@@ -109,6 +112,8 @@ def measure_interleaved(
         seed: Of the order in which they take turns.
         batch: Images a call.
         includes_transfers: Recorded in each Measurement; says what the calls contain.
+        max_seconds: A contestant that has run for so long, warm-up included, and has three samples is left at those:
+            on a busy machine a call may take a hundred times longer. None: no limit.
         description: Shown by ``progress``.
         progress: Where to report.
 
@@ -121,19 +126,21 @@ def measure_interleaved(
     if iterations < 1 or warmup < 0:
         got = f"{iterations} iterations, {warmup} warm-up calls"
         raise ConfigError(explain("timing", expected="iterations >= 1, warmup >= 0", got=got, fix="raise them"))
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    order, shuffle = list(contestants), random.Random(seed).shuffle
+    players = {name: _Player(call, max_seconds) for name, call in contestants.items()}
+    order, shuffle = list(players), random.Random(seed).shuffle
     with progress.track(description, total=len(order) * (warmup + iterations)) as bar:
-        for name in order:
-            for _ in range(warmup):
-                contestants[name]()
+        for player in players.values():
+            player.warm_up(warmup)
             bar.advance(warmup)
         for size in _block_sizes(iterations):
             shuffle(order)
             for name in order:
-                times[name] += _block(contestants[name], size)
+                players[name].play(size)
                 bar.advance(size)
-    return {name: Measurement(tuple(times[name]), batch, warmup, includes_transfers) for name in contestants}
+    return {
+        name: Measurement(tuple(player.times_ms), batch, player.warmed, includes_transfers)
+        for name, player in players.items()
+    }
 
 
 def _block_sizes(iterations: int) -> list[int]:
@@ -142,21 +149,46 @@ def _block_sizes(iterations: int) -> list[int]:
     return [iterations * (block + 1) // blocks - iterations * block // blocks for block in range(blocks)]
 
 
-def _block(call: Callable[[], object], size: int) -> list[float]:
-    """Settle, then record ``size`` calls; the garbage collector waits outside."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        start, calls = time.perf_counter_ns(), 0
-        while calls < _SETTLE_CALLS or time.perf_counter_ns() - start < _SETTLE_NS:
-            call()
-            calls += 1
-        recorded = []
-        for _ in range(size):
-            begin = time.perf_counter_ns()
-            call()
-            recorded.append(max(time.perf_counter_ns() - begin, 1) / _NS_PER_MS)
-    finally:
-        if collecting:
-            gc.enable()
-    return recorded
+class _Player:
+    """One contestant: its call, its samples, and the time it has left."""
+
+    def __init__(self, call: Callable[[], object], max_seconds: float | None) -> None:
+        self.call, self.times_ms, self.warmed = call, list[float](), 0
+        self.left_ns = math.inf if max_seconds is None else max_seconds * _NS_PER_S
+
+    def warm_up(self, calls: int) -> None:
+        """Make up to ``calls`` calls, in no more than a quarter of the time that is there."""
+        limit = self.left_ns / 4
+        while self.warmed < calls and limit > 0:
+            spent = self._once()
+            self.warmed += 1
+            limit -= spent
+
+    def play(self, size: int) -> None:
+        """Settle, then record ``size`` calls; the garbage collector waits outside."""
+        if self._is_done():
+            return
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            settled, calls = 0, 0
+            while calls < _SETTLE_CALLS or settled < _SETTLE_NS:
+                settled += self._once()
+                calls += 1
+            for _ in range(size):
+                self.times_ms.append(self._once() / _NS_PER_MS)
+                if self._is_done():
+                    break
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _is_done(self) -> bool:
+        return self.left_ns <= 0 and len(self.times_ms) >= _LEAST_SAMPLES
+
+    def _once(self) -> int:
+        begin = time.perf_counter_ns()
+        self.call()
+        spent = max(time.perf_counter_ns() - begin, 1)
+        self.left_ns -= spent
+        return spent

@@ -26,7 +26,7 @@ def findings(teacher: Artifact | None, photos: np.ndarray[Any, Any], **more: Any
         "scores": {},
         "latency": {},
         "whole": {},
-        "warmup": 1,
+        "iterations": 1,
         "costs": {},
         "machine": "here",
         "threads": 2,

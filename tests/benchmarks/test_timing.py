@@ -69,6 +69,24 @@ def test_contestants_take_turns_and_every_sample_is_kept(monkeypatch: pytest.Mon
         assert turns.count(name) >= 6
 
 
+def test_one_that_is_too_slow_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0]
+    monkeypatch.setattr(timing.time, "perf_counter_ns", lambda: now[0])
+
+    def lasting(milliseconds: int) -> object:
+        def call() -> None:
+            now[0] += milliseconds * 1_000_000
+
+        return call
+
+    calls = {"slow": lasting(900), "fast": lasting(1)}
+    measured = measure_interleaved(calls, warmup=10, iterations=20, max_seconds=1.0)
+    assert measured["slow"].times_ms == (900.0,) * 3
+    assert measured["slow"].warmup == 1
+    assert measured["fast"].times_ms == (1.0,) * 20
+    assert measured["fast"].warmup == 10
+
+
 def test_the_order_is_shuffled_by_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_SETTLE_NS", 0)
 
