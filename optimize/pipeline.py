@@ -61,7 +61,8 @@ _SHARES = {"distill": 0.45, "prune": 0.35, "quantize": 0.2}
 #: Teacher answers that the default distillation computes; few photos are cropped more often.
 _CROPS = 1500
 _MAX_VIEWS = 48
-_STUDENT_SPEEDUP = 1.25
+#: A student is small already: less to gain by pruning it, and less to train again.
+_STUDENT_SPEEDUP, _STUDENT_MINUTES = 1.25, 1.0
 
 
 def run_pipeline(
@@ -130,8 +131,10 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
     if name == "train":
         defaults["model"] = recipe.teacher.model
     goals = {"pruning_ratio", "target_latency_ms", "target_speedup"}
-    if name == "prune" and "distill" in recipe.stages and not goals & recipe.options.get(name, {}).keys():
-        defaults["target_speedup"] = _STUDENT_SPEEDUP
+    if name == "prune" and "distill" in recipe.stages:
+        defaults["fit"] = {"max_minutes": _STUDENT_MINUTES, **defaults["fit"]}
+        if not goals & recipe.options.get(name, {}).keys():
+            defaults["target_speedup"] = _STUDENT_SPEEDUP
     return defaults
 
 
