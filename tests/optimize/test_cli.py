@@ -315,3 +315,29 @@ def test_own_teacher_of_other_tensors_is_refused(
     argv = f"distill --teacher {name}:make --data photos --input-size 32 32 -q"
     assert main(argv.split()) == 1
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "views", "minutes", "speedup"),
+    [
+        ({}, 48, (1.0, 1.0), 1.25),
+        ({"budget_minutes": 10.0}, 48, (4.5, 3.5), 1.25),
+        ({"stages": ["prune"]}, 48, (None, 2.0), None),
+        ({"prune.pruning_ratio": 0.2, "prune.fit.max_minutes": 3}, 48, (1.0, 3.0), None),
+    ],
+)
+def test_stages_share_time_and_crops(
+    flags: dict[str, Any], views: int, minutes: tuple[float | None, float], speedup: float | None
+) -> None:
+    from models.photos import embedded_photos
+    from optimize.pipeline import stage_defaults
+    from optimize.recipe import combine
+    from optimize.sources import Photos
+
+    recipe = combine(None, flags)
+    photos = Photos(embedded_photos("train"), embedded_photos("eval"), embedded_photos("train"))
+    prune = stage_config(recipe, "prune", stage_defaults("prune", recipe, photos))
+    assert (prune.fit.repeat, prune.fit.max_minutes, prune.target_speedup) == (views, minutes[1], speedup)
+    if "distill" in recipe.stages:
+        distill = stage_config(recipe, "distill", stage_defaults("distill", recipe, photos))
+        assert (distill.fit.repeat, distill.fit.max_minutes) == (views, minutes[0])
