@@ -1,4 +1,4 @@
-"""A fault of coremltools that stops conversions, worked around while one runs."""
+"""Faults of coremltools that stop conversions, worked around while one runs."""
 
 from __future__ import annotations
 
@@ -20,23 +20,37 @@ class _Whole(int):
 
 
 @contextmanager
-def numpy_scalars() -> Iterator[None]:
-    """Let the converter of ``int(tensor)`` take constants of one element inside the block.
+def repaired_converter() -> Iterator[None]:
+    """Repair coremltools 9.0's PyTorch converter inside the block.
 
-    coremltools 9.0 calls ``int`` on arrays of shape (1,), which NumPy 2.4 refuses ("only 0-dimensional arrays can be
-    converted to Python scalars"). Networks that compute with ``x.shape`` run into it.
+    - ``int(tensor)``: it calls ``int`` on arrays of shape (1,), which NumPy 2.4 refuses ("only 0-dimensional arrays
+      can be converted to Python scalars"). Networks that compute with ``x.shape`` run into it.
+    - ``x.clamp_min(0)``, ``x.clamp_max(1)``: it wants the bound in the type of ``x`` and asserts, without a message.
     """
     ops: Any = require("coremltools.converters.mil.frontend.torch.ops", EXTRA)
-    original: Callable[..., None] | None = getattr(ops, "_cast", None)
-    if original is None:  # another coremltools, without the fault
-        yield
-        return
+    registry: Any = require("coremltools.converters.mil.frontend.torch.torch_op_registry", EXTRA)._TORCH_OPS_REGISTRY
+    table: dict[str, Callable[..., None]] = registry.name_to_func_mapping
+    original_cast, originals = ops._cast, {name: table[name] for name in ("clamp_min", "clamp_max")}
 
     def cast(context: Any, node: Any, dtype: type, dtype_name: str) -> None:
-        original(context, node, _Whole if dtype is int else dtype, dtype_name)
+        original_cast(context, node, _Whole if dtype is int else dtype, dtype_name)
 
     ops._cast = cast
+    table.update(clamp_min=_bound("maximum"), clamp_max=_bound("minimum"))
     try:
         yield
     finally:
-        ops._cast = original
+        ops._cast = original_cast
+        table.update(originals)
+
+
+def _bound(kind: str) -> Callable[[Any, Any], None]:
+    def convert(context: Any, node: Any) -> None:
+        mil: Any = require("coremltools.converters.mil.mil", EXTRA)
+        ops: Any = require("coremltools.converters.mil.frontend.torch.ops", EXTRA)
+        x, bound = ops._get_inputs(context, node, expected=2)
+        if bound.dtype != x.dtype:
+            bound = mil.Builder.cast(x=bound, dtype=mil.types.builtin_to_string(x.dtype))
+        context.add(getattr(mil.Builder, kind)(x=x, y=bound, name=node.name))
+
+    return convert

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract, embedded
 from export.coreml_options import Options, package_contract
-from export.coreml_quirks import numpy_scalars
+from export.coreml_quirks import repaired_converter
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.registry import get_target
@@ -177,7 +177,7 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options) -> 
     else:
         outputs = [tools.TensorType(name=spec.name, dtype=np.float32) for spec in contract.outputs]
     try:
-        with quiet_coremltools(), numpy_scalars():
+        with quiet_coremltools(), repaired_converter():
             return tools.convert(
                 trace(net, samples),
                 inputs=types,

@@ -57,7 +57,7 @@ def upsample_bilinear(x: Tensor, scale: int) -> Tensor:
     """
     if scale == 1:
         return x
-    open_size = isinstance(x.shape[2], torch.SymInt) or isinstance(x.shape[3], torch.SymInt)
+    open_size = any(isinstance(side, torch.SymInt | torch.fx.Proxy) for side in (x.shape[2], x.shape[3]))
     if open_size or torch.jit.is_tracing():  # type: ignore[attr-defined]  # coremltools traces, and has a resize
         return functional.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
     rows = _triangle(x.shape[2], scale, x)

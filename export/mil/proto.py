@@ -17,10 +17,10 @@ EXTRA = "coreml"
 
 @contextmanager
 def quiet_coremltools() -> Iterator[None]:
-    """Hold back coremltools' log records below ERROR, Python warnings and progress bars inside the block."""
+    """Hold back coremltools' log records, Python warnings and progress bars inside the block; errors still raise."""
     logger = logging.getLogger("coremltools")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     bars = list(_progress_bars())
     for module, name, _ in bars:
         setattr(module, name, _no_bar)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from export.coreml_quirks import numpy_scalars
+from export.coreml_quirks import repaired_converter
 from export.mil.evaluate import Evaluator
 from export.mil.program import Block, MilModel, Operation, Output, Ref, load_model
 from export.mil.proto import quiet_coremltools
@@ -26,7 +26,7 @@ def convert(net: nn.Module, folder: Path, *samples: Tensor, half: bool = False) 
     import coremltools as ct
 
     count = len(net.eval()(*samples))
-    with quiet_coremltools(), numpy_scalars():
+    with quiet_coremltools(), repaired_converter():
         model = ct.convert(
             trace(net, samples),
             inputs=[ct.TensorType(name=f"x{i}", shape=x.shape, dtype=np.float32) for i, x in enumerate(samples)],
@@ -81,7 +81,14 @@ class Many(nn.Module):
         y += [F.interpolate(x, scale_factor=3.0, mode="nearest"), F.pixel_shuffle(x, 2), F.pixel_unshuffle(x, 2)]
         y += [F.pad(x, (1, 2, 3, 0), mode=mode) for mode in ("constant", "reflect", "replicate")]
         y += [self.prelu(x), F.leaky_relu(x, 0.2), F.gelu(x), F.silu(x), F.hardswish(x), F.softplus(x), F.elu(x)]
-        y += [x.clamp(-0.5, 0.7), torch.where(x > 0, x, 2 * x), x.abs() ** 0.4, torch.sqrt(x * x + 1)]
+        y += [
+            x.clamp(-0.5, 0.7),
+            x.clamp_min(0),
+            x.clamp_max(1),
+            torch.where(x > 0, x, 2 * x),
+            x.abs() ** 0.4,
+            torch.sqrt(x * x + 1),
+        ]
         a, b = x.chunk(2, dim=1)
         y += [a * b, torch.cat([a, b * 2], 1), x[:, 1:, ::2, -5:], x.flip(3), x.roll((1, 2), (2, 3))]
         y += [x.mean((2, 3), keepdim=True), x.var(1, keepdim=True), x.amax(1), x.sum(dim=-1)]

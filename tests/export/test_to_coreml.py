@@ -195,7 +195,7 @@ def test_per_layer_needs_no_fx_and_keeps_the_convention(tmp_path: Path) -> None:
     quantized: Any = coreml_int8.quantized_network(net, _record(tmp_path, float_layers=("mix",)))
     assert isinstance(quantized.mix, nn.Linear)
     assert (quantized.conv.zero_point, quantized.up.zero_point) == (128, 0)  # signed input; after a ReLU
-    weight = quantized.up.layer.weight
+    weight = quantized.up.layer.weight.detach()
     levels = weight / weight.abs().amax(dim=(0, 2, 3), keepdim=True) * 127
     assert float((levels - levels.round()).abs().max()) < 1e-3
     x = torch.randn(1, 2, 8, 8)
@@ -221,7 +221,7 @@ def test_int8_errors_say_what_to_do(tiny_student: Artifact, tmp_path: Path) -> N
     record = _record(tmp_path, float_layers=("nose",))
     with pytest.raises(ConfigError, match=r"float layers: expected layers of the network, got nose"):
         coreml_int8.quantized_network(Plain().eval(), record)
-    with pytest.raises(UsageError, match=r"int8 method: expected per_layer | linear_quantizer, got 'magic'"):
+    with pytest.raises(UsageError, match=r"int8 method: expected per_layer \| linear_quantizer, got 'magic'"):
         coreml_int8.quantized_network(Plain().eval(), record, method="magic")
     with pytest.raises(ExportError, match=r"expected a network for torch.fx, .*use the int8 method per_layer"):
         coreml_int8.quantized_network(Plain().eval(), _record(tmp_path), method="linear_quantizer")
@@ -254,7 +254,7 @@ def test_bad_arguments(tiny_student: Artifact, tmp_path: Path) -> None:
         to_coreml.export(
             tiny_student, path, precision=Precision.FP16, input_size=SIZE, dynamic=True, options={"max_size": 32}
         )
-    with pytest.raises(UnsupportedError, match=r"precision of target coreml: expected fp32 | fp16 | int8, got bf16"):
+    with pytest.raises(UnsupportedError, match=r"precision of target coreml: expected fp32 \| fp16 \| int8, got bf16"):
         to_coreml.export(tiny_student, path, precision=Precision.BF16, input_size=SIZE)
     with pytest.raises(UsageError, match=r"expected a name in .mlpackage, got x.onnx"):
         to_coreml.export(tiny_student, tmp_path / "x.onnx", precision=Precision.FP16, input_size=SIZE)
