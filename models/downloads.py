@@ -32,7 +32,9 @@ def hub_path(file_name: str) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / file_name
 
 
-def published_tensors(url: str, *, what: str, fix: str, file_name: str | None = None) -> dict[str, Tensor]:
+def published_tensors(
+    url: str, *, what: str, fix: str, file_name: str | None = None, instead: str = ""
+) -> dict[str, Tensor]:
     """Return the tensors of a published checkpoint; it is downloaded once and kept in the torch hub cache.
 
     Args:
@@ -40,6 +42,7 @@ def published_tensors(url: str, *, what: str, fix: str, file_name: str | None = 
         what: What it is, for error texts, for example ``"ImageNet weights of ResNet18"``.
         fix: What to do without a network.
         file_name: Name in the cache, ``<name>-<first digits of its SHA-256>.pth``; None: that of the URL.
+        instead: What else would have done, for error texts.
 
     Raises:
         MissingWeightsError: Not in the cache, and no network, no such file, or no room for it.
@@ -54,7 +57,7 @@ def published_tensors(url: str, *, what: str, fix: str, file_name: str | None = 
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), match and match.group(1), progress=False)
         except (OSError, urllib.error.URLError, http.client.HTTPException) as error:
-            expected = f"{path}, or a network to fetch {url}"
+            expected = f"{instead and instead + ', '}{path}, or a network to fetch {url}"
             raise MissingWeightsError(explain(what, expected=expected, got=error, fix=fix)) from error
         except RuntimeError as error:  # how torch.hub reports another hash
             again = "download again; the file was cut off or changed on its way"

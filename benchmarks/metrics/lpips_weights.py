@@ -7,14 +7,13 @@ Nothing but tensors is ever read (``weights_only``); downloads are checked again
 from __future__ import annotations
 
 import os
-import urllib.error
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from benchmarks.metrics.backbones import OFFICIAL_NETS
 from models.artifact import read_tensors
+from models.downloads import MissingWeightsError, published_tensors
 from models.errors import CheckpointError, explain
 
 LITE_FILE = Path(__file__).parent / "weights" / "lpips_lite.safetensors"
@@ -26,10 +25,6 @@ _HEADS_HASH = {"squeeze": "4a5350f2", "alex": "df73285e", "vgg": "a78928a0"}
 _HEAD_KEY = "lin{}.model.1.weight"
 
 State = dict[str, Tensor]
-
-
-class MissingWeightsError(CheckpointError):
-    """The official weights of an LPIPS net are neither in a folder, nor in the hub cache, nor downloadable."""
 
 
 def default_folder() -> Path | None:
@@ -90,23 +85,13 @@ def _in_folder(folder: Path | None, names: tuple[str, ...]) -> State | None:
 
 def _from_hub(net: str, base: str, remote: str, cached: str, names: tuple[str, ...]) -> State:
     """Load ``cached`` from the torch hub cache, or download it there first."""
-    path = Path(torch.hub.get_dir()) / "checkpoints" / cached
-    if path.is_file():
-        return read_tensors(path)
-    url = f"{os.environ.get(URL_VARIABLE) or base}/{remote}"
-    try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=False, check_hash=True, file_name=cached, weights_only=True
-        )
-    except (urllib.error.URLError, OSError) as error:
-        expected = f"{' or '.join(names)} in --lpips-weights, {path}, or a network to fetch {url}"
-        fix = f"pass --lpips-weights DIR (or set {WEIGHTS_VARIABLE}), or use --lpips-net lite, which ships with Pare"
-        raise MissingWeightsError(
-            explain(f"weights of LPIPS net {net!r}", expected=expected, got=error, fix=fix)
-        ) from error
-    except RuntimeError as error:
-        fix = "download again; the file was cut off or changed on its way"
-        raise CheckpointError(explain(url, expected="the published file", got=error, fix=fix)) from error
+    return published_tensors(
+        f"{os.environ.get(URL_VARIABLE) or base}/{remote}",
+        what=f"weights of LPIPS net {net!r}",
+        instead=f"{' or '.join(names)} in --lpips-weights",
+        fix=f"pass --lpips-weights DIR (or set {WEIGHTS_VARIABLE}), or use --lpips-net lite, which ships with Pare",
+        file_name=cached,
+    )
 
 
 def _head_vectors(net: str, state: State) -> list[Tensor]:
