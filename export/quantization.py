@@ -149,13 +149,13 @@ class _Feed:
 def tensor_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[str, tuple[float, float]]:
     """Return the smallest and largest value of every float tensor of ``model`` over the calibration inputs.
 
-    The answer is cached beside the calibration file, so that a second target does not measure again.
+    The answer is cached in the folder ``cache`` beside the calibration file: a second target need not measure again.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
     key = hashlib.sha256(model.SerializeToString(deterministic=True) + quantization.sha256.encode()).hexdigest()
-    cache = quantization.calibration.with_name(f"{quantization.calibration.stem}.ranges-{key[:16]}.json")
+    cache = quantization.calibration.parent / "cache" / f"ranges-{key[:16]}.json"
     if quantization.sha256 and cache.is_file():
         try:
             return {name: (float(low), float(high)) for name, (low, high) in json.loads(cache.read_text()).items()}

@@ -1,0 +1,267 @@
+"""The INT8 stage: calibrate on photos, score each layer in LPIPS, keep in float what costs most, gate, write down.
+
+The result keeps its FP32 weights and carries the record that every exporter lowers to its own dialect
+(``export.quantization``). Its LPIPS is simulated in PyTorch here; the report measures each engine's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.errors import CheckpointError, ConfigError, QualityGateError, explain
+from models.photos import centre_crop, to_batch
+from models.registry import get_spec, get_task
+from models.spec import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from models.tasks.base import Task
+    from optimize.calibration import CalibrationSet
+    from optimize.sensitivity import LayerSensitivity, Scorer
+    from optimize.simulation import SimulatedInt8
+    from optimize.stage import StageContext
+
+CALIBRATION = "calibration.safetensors"
+RESULT = "quantized.safetensors"
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """How to quantize.
+
+    Attributes:
+        method: ``ptq``: post-training, min-max ranges.
+        calibration_samples: Inputs that the ranges are measured on.
+        max_lpips_drop: Largest LPIPS above the float network's that INT8 may cost.
+        allow_drop: Keep the result even where it costs more.
+        sensitivity_photos: Evaluation photos that single layers are scored on.
+        sensitivity_size: Their largest side, pixels; smaller is faster.
+        max_float_share: Largest share of the multiply-adds that may stay in higher precision.
+    """
+
+    method: Literal["ptq"] = "ptq"
+    calibration_samples: int = 128
+    max_lpips_drop: float = 0.002
+    allow_drop: bool = False
+    sensitivity_photos: int = 12
+    sensitivity_size: int = 128
+    max_float_share: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.method != "ptq":
+            fix = "use ptq"
+            raise ConfigError(explain("quantization method", expected="ptq", got=repr(self.method), fix=fix))
+        for name, least in (("calibration_samples", 1), ("sensitivity_photos", 1), ("sensitivity_size", 32)):
+            if getattr(self, name) < least:
+                fix = f"raise {name}"
+                got = getattr(self, name)
+                raise ConfigError(explain(name, expected=f"{least} or more", got=got, fix=fix))
+        if self.max_lpips_drop < 0:
+            fix = "change --max-lpips-drop"
+            raise ConfigError(explain("max_lpips_drop", expected="0 or more", got=self.max_lpips_drop, fix=fix))
+        if not 0 <= self.max_float_share <= 1:
+            fix = "use for example 0.25"
+            raise ConfigError(explain("max_float_share", expected="0 to 1", got=self.max_float_share, fix=fix))
+
+
+name = "quantize"
+config_type = QuantizeConfig
+
+
+def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, out: Path) -> Artifact:
+    """Quantize ``artifact``; see ``optimize.stage.Stage.run``.
+
+    The result's metadata: ``quantization`` (the record), ``scores`` and ``float_scores`` (INT8 simulated, float),
+    ``lpips_drop``, ``sensitivity`` (a row a layer), ``warnings``.
+
+    Raises:
+        CheckpointError: No artifact, or one that is quantized already.
+        DataError: The calibration photos cannot be used, or are of one colour.
+        UnsupportedError: The network has no layer to quantize.
+        QualityGateError: INT8 costs more LPIPS than allowed, and ``allow_drop`` is not set.
+    """
+    artifact = _check(artifact)
+    task = get_task(artifact.task)
+    net = load_network(artifact)
+    calibration = _gather(task, config, data)
+    simulation = _simulate(net, calibration, data)
+    scorer, small = _scorers(simulation, artifact, config, data)
+    coverage = _with_saturation(calibration.coverage, simulation, scorer)
+    scores, kept, float_scores, int8_scores = _mix(net, simulation, scorer, small, config, data)
+    drop = int8_scores["lpips"] - float_scores["lpips"]
+    data.progress.note(_summary(data.lpips_net, drop, kept, scores))
+    gate(drop, config, lpips_net=data.lpips_net)
+    record = _record(simulation, kept, calibration, coverage, out)
+    return save_network(
+        net,
+        out / RESULT,
+        model=artifact.model,
+        task=artifact.task,
+        precision=Precision.INT8,
+        stages=(*artifact.stages, "quantize"),
+        parent=artifact,
+        model_kwargs=artifact.model_kwargs,
+        metadata={
+            "quantization": record,
+            "scores": {**int8_scores, "simulated": True},
+            "float_scores": float_scores,
+            "lpips_drop": drop,
+            "lpips_net": data.lpips_net,
+            "sensitivity": [row.to_json() for row in scores],
+            "warnings": coverage["warnings"],
+        },
+    )
+
+
+def gate(drop: float, config: QuantizeConfig, *, lpips_net: str) -> None:
+    """Refuse an INT8 network that lost more LPIPS than allowed.
+
+    Args:
+        drop: LPIPS of INT8 minus LPIPS of float.
+        config: ``max_lpips_drop`` and ``allow_drop``.
+        lpips_net: Net of ``drop``.
+
+    Raises:
+        QualityGateError: It lost more, and ``allow_drop`` is not set.
+    """
+    if drop <= config.max_lpips_drop or config.allow_drop:
+        return
+    expected = f"an LPIPS-{lpips_net} drop of at most {config.max_lpips_drop:g}"
+    fix = "raise --max-lpips-drop or max_float_share, calibrate on more photos, or pass --allow-drop"
+    raise QualityGateError(explain("INT8", expected=expected, got=f"{drop:.4f}", fix=fix))
+
+
+def _check(artifact: Artifact | None) -> Artifact:
+    if artifact is None or artifact.precision is Precision.INT8:
+        got = "none" if artifact is None else f"{artifact.path.name}, quantized already"
+        fix = "pass the artifact that comes before"
+        raise CheckpointError(explain("quantize", expected="a float artifact", got=got, fix=fix))
+    return artifact
+
+
+def _gather(task: Task, config: QuantizeConfig, data: StageContext) -> CalibrationSet:
+    from optimize.calibration import describe, gather
+
+    calibration = gather(
+        data.calibration,
+        task,
+        samples=config.calibration_samples,
+        input_size=data.input_size,
+        seed=data.seed,
+        progress=data.progress,
+    )
+    data.progress.note(f"Calibration: {describe(calibration.coverage)}")
+    for warning in calibration.warnings:
+        data.progress.note(f"Warning: {warning}")
+    return calibration
+
+
+def _simulate(net: nn.Module, calibration: CalibrationSet, data: StageContext) -> SimulatedInt8:
+    from optimize.simulation import SimulatedInt8
+
+    return SimulatedInt8(net, calibration.inputs, progress=data.progress)
+
+
+def _scorers(
+    simulation: SimulatedInt8, artifact: Artifact, config: QuantizeConfig, data: StageContext
+) -> tuple[Scorer, Scorer]:
+    """Return one scorer on all evaluation photos at full size, and one on a few small ones."""
+    from optimize.sensitivity import Scorer
+
+    rgb = _crops(data, data.input_size)
+    full = Scorer(simulation, get_task(artifact.task), rgb, data.lpips_net, data.lpips_weights)
+    scale = config.sensitivity_size / max(data.input_size)
+    size = data.input_size
+    if scale < 1:
+        height, width = (max(1, round(side * scale)) for side in data.input_size)
+        size = get_spec(artifact.model, task=artifact.task).size.fit(height, width)
+    return full, replace(full, rgb=_crops(data, size, limit=config.sensitivity_photos))
+
+
+def _crops(data: StageContext, size: tuple[int, int], *, limit: int | None = None) -> Tensor:
+    photos = data.eval if limit is None else data.eval.sample(limit, seed=data.seed)
+    return to_batch([centre_crop(photo, *size) for photo in photos])
+
+
+def _with_saturation(coverage: Mapping[str, Any], simulation: SimulatedInt8, scorer: Scorer) -> dict[str, Any]:
+    """Add how far the held-out photos leave the calibrated ranges."""
+    from optimize.calibration import saturation
+
+    inputs, _ = scorer.task.prepare(scorer.rgb[:16])
+    found = saturation(simulation.outside(inputs))
+    warnings = list(coverage["warnings"])
+    if found["worst"] > 0.01:
+        warnings.append(
+            f"{found['worst']:.1%} of the values at layer {found['worst_layer']} leave the calibrated range on photos "
+            "that were not calibrated on: calibrate on more photos"
+        )
+    return {**coverage, "held_out_outside": found, "warnings": warnings}
+
+
+def _mix(
+    net: nn.Module,
+    simulation: SimulatedInt8,
+    scorer: Scorer,
+    small: Scorer,
+    config: QuantizeConfig,
+    data: StageContext,
+) -> tuple[list[LayerSensitivity], tuple[str, ...], dict[str, float], dict[str, float]]:
+    """Return the sensitivities, the layers kept in float, and the scores of the float and of the INT8 network."""
+    from optimize.evaluate import evaluate
+    from optimize.sensitivity import by_worth, choose_float_layers, score_layers
+
+    quality = {"lpips_net": data.lpips_net, "lpips_weights": data.lpips_weights}
+    float_scores = evaluate(net, scorer.task, scorer.rgb, **quality)  # type: ignore[arg-type]
+    scores = score_layers(small, progress=data.progress)
+    with data.progress.track("INT8 on the evaluation photos") as bar:
+
+        def drop_of(floats: tuple[str, ...]) -> float:
+            drop = scorer.drop([layer for layer in simulation.layers if layer not in floats], float_scores["lpips"])
+            bar.advance(1, drop=drop)
+            return drop
+
+        kept, _ = choose_float_layers(
+            drop_of,
+            by_worth(scores),
+            {row.layer: row.macs_share for row in scores},
+            max_drop=config.max_lpips_drop,
+            max_share=config.max_float_share,
+        )
+        with simulation.quantized([layer for layer in simulation.layers if layer not in kept]) as quantized:
+            int8_scores = evaluate(quantized, scorer.task, scorer.rgb, **quality)  # type: ignore[arg-type]
+    marked = [replace(row, precision="float" if row.layer in kept else "int8") for row in scores]
+    return marked, kept, float_scores, int8_scores
+
+
+def _record(
+    simulation: SimulatedInt8,
+    kept: tuple[str, ...],
+    calibration: CalibrationSet,
+    coverage: Mapping[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    """Write the calibration inputs (as FP16) beside the artifact and return the record."""
+    from export.quantization import TENSOR, Quantization
+
+    path = out / CALIBRATION
+    save_tensors({TENSOR: calibration.inputs.half()}, path)
+    record = Quantization(
+        calibration=path,
+        samples=len(calibration.inputs),
+        sha256=sha256_of(path),
+        float_layers=kept,
+        ranges=simulation.ranges,
+        coverage=coverage,
+    )
+    return record.to_json(out)
+
+
+def _summary(lpips_net: str, drop: float, kept: tuple[str, ...], scores: list[LayerSensitivity]) -> str:
+    share = sum(row.macs_share for row in scores if row.layer in kept)
+    floats = f"; in higher precision: {', '.join(kept)} ({share:.1%} of the multiply-adds)" if kept else ""
+    return f"INT8, simulated: LPIPS-{lpips_net} {drop:+.4f}{floats}"
