@@ -23,14 +23,18 @@ _INK, _SOFT, _GRID, _ACCENT = "#1b1d22", "#5d6470", "#e6e8ec", "#c2410c"
 COLORS = {"torch": "#4b5563", "onnx": "#0072b2", "openvino": "#8b3fa8", "tensorrt": "#008a63", "coreml": "#d55e00"}
 _SHAPES = {"fp32": "circle", "fp16": "square", "bf16": "triangle", "int8": "diamond"}
 _OTHER = "#7a5c00"
+_SEEN = 5e-5
 
 
 def pareto_front(rows: Iterable[BenchmarkRow]) -> list[BenchmarkRow]:
-    """Return the measured rows that no other one beats in both latency and LPIPS, fastest first."""
+    """Return the measured rows that no other one beats in both latency and LPIPS, fastest first.
+
+    A slower row is on the front when its LPIPS is lower by what shows in four decimals.
+    """
     timed = [row for row in rows if row.latency_p50_ms is not None and row.lpips is not None]
     front: list[BenchmarkRow] = []
     for row in sorted(timed, key=lambda row: (row.latency_p50_ms or 0.0, row.lpips or 0.0)):
-        if not front or (row.lpips or 0.0) < (front[-1].lpips or 0.0):
+        if not front or (row.lpips or 0.0) < (front[-1].lpips or 0.0) - _SEEN:
             front.append(row)
     return front
 
@@ -184,9 +188,10 @@ def _baseline(canvas: _Canvas, axes: _Axes, baseline: float | None, name: str) -
     words = f"doing nothing{f' ({name})' if name else ''}: {baseline:.4f}"
     if baseline <= axes.high:
         canvas.line(axes.left, axes.y(baseline), WIDTH - _RIGHT, axes.y(baseline), kind="rule", dash="6 4")
-        canvas.note(axes.left + 6, axes.y(baseline) - 6, words)
+        canvas.note(axes.right - 6 - text_width(words, 11), axes.y(baseline) - 6, words)
     else:
-        canvas.note(axes.left + 6, _TOP + 14, f"{words}, above this plot")
+        words += ", above this plot"
+        canvas.note(axes.right - 6 - text_width(words, 11), _TOP + 14, words)
 
 
 def _front_line(canvas: _Canvas, axes: _Axes, front: list[BenchmarkRow]) -> None:

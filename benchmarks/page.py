@@ -117,9 +117,7 @@ def _unmeasured(view: View) -> str:
     if skipped:
         names = "; ".join(f"{one['photo']}: {one['reason']}" for one in skipped[:20])
         more = f"; and {len(skipped) - 20} more" if len(skipped) > 20 else ""
-        items.append(
-            tag("li", tag("b", f"{len(skipped)} files"), f" are not photos to measure on: {escape(names)}{more}")
-        )
+        items.append(tag("li", tag("b", f"Files left out: {len(skipped)}"), f" {escape(names)}{more}"))
     return tag("ul", *items, class_="reasons") if items else note("Nothing.")
 
 

@@ -167,7 +167,7 @@ def number(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     if value is None:
         return "–"
     text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    return text.replace("-", "−")
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 def short(value: float | None) -> str:

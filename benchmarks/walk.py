@@ -73,14 +73,15 @@ def _depth(row: BenchmarkRow) -> tuple[int, int, float]:
 def _path(last: BenchmarkRow, rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
     """Collect what led to ``last``.
 
-    Where the teacher was exported to the same target, the way changes the engine first, so that the stages are compared
+    Where every stage was exported to the same target, the way changes the engine first, so that the stages are compared
     on the engine that ships; else it goes through PyTorch and changes the engine at the end.
     """
     stages = core(last)
     prefixes = [stages[:length] for length in range(len(stages) + 1)]
     here = [_find(rows, last.target, prefix) for prefix in prefixes]
     eager = [_find(rows, "torch", prefix) for prefix in prefixes]
-    through = [eager[0], *here] if here[0] is not None else [*eager, *_last_known(eager, here)]
+    whole = here[0] is not None and all(b is not None for a, b in zip(eager, here, strict=True) if a is not None)
+    through = [eager[0], *here] if whole else [*eager, *_last_known(eager, here)]
     path: list[BenchmarkRow] = []
     for row in (*through, last):
         if row is not None and all(row is not other for other in path):
