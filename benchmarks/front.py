@@ -51,12 +51,12 @@ def front_groups(rows: Sequence[BenchmarkRow]) -> list[list[BenchmarkRow]]:
 
 def short_labels(rows: Sequence[BenchmarkRow]) -> dict[int, str]:
     """Name each row as briefly as is still unique: index -> text."""
-    engines = [row.engine_name for row in rows]
+    plain = [row.stage_name if row.target == "torch" else row.engine_name for row in rows]
     names = {}
     for index, row in enumerate(rows):
-        plain = row.stage_name if row.target == "torch" else row.engine_name
-        names[index] = plain if engines.count(row.engine_name) == 1 or row.target == "torch" else row.label
-    return names
+        names[index] = plain[index] if plain.count(plain[index]) == 1 or row.target == "torch" else row.label
+    labels = list(names.values())
+    return {index: name if labels.count(name) == 1 else f"{name} {rows[index].device}" for index, name in names.items()}
 
 
 @dataclass
@@ -125,12 +125,13 @@ def draw_front(rows: Sequence[BenchmarkRow], *, baseline: float | None = None, b
         canvas.text(WIDTH / 2, HEIGHT / 2, "Nothing was measured", size=16, text_anchor="middle")
         return _document(canvas, "Nothing was measured")
     axes = _axes(timed, untimed, baseline)
-    teacher = next((row for row in timed if row.is_teacher), None)
+    teachers = [row for row in timed if row.is_teacher]
+    teacher = teachers[0] if len(teachers) == 1 else None  # on several devices there are several 1x: no common axis
     _title(canvas, rows)
     _grid(canvas, axes, teacher, bool(untimed))
     _baseline(canvas, axes, baseline, baseline_name)
     _front_line(canvas, axes, pareto_front(timed))
-    _points(canvas, axes, timed, untimed, teacher)
+    _points(canvas, axes, timed, untimed)
     _legend(canvas, rows)
     return _document(canvas, f"LPIPS against latency of {len(rows)} artifacts")
 
@@ -214,9 +215,7 @@ def _front_line(canvas: _Canvas, axes: _Axes, front: list[BenchmarkRow]) -> None
     )
 
 
-def _points(
-    canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: list[BenchmarkRow], teacher: BenchmarkRow | None
-) -> None:
+def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: list[BenchmarkRow]) -> None:
     rows = timed + untimed
     spots = [(axes.x(row.latency_p50_ms or 1.0), axes.y(row.lpips or 0.0)) for row in timed]
     spots += [(axes.right + 24, axes.y(row.lpips or 0.0)) for row in untimed]
@@ -224,9 +223,9 @@ def _points(
     front = {id(row) for row in pareto_front(timed)}
     texts = []
     for index, row in enumerate(rows):
-        gained = f" {row.speedup:.3g}x" if row.speedup and row is not teacher else ""
+        gained = f" {row.speedup:.3g}x" if row.speedup and not row.is_teacher else ""
         texts.append(names[index] + gained)
-    order = sorted(range(len(rows)), key=lambda i: (rows[i] is not teacher, id(rows[i]) not in front, -spots[i][1]))
+    order = sorted(range(len(rows)), key=lambda i: (not rows[i].is_teacher, id(rows[i]) not in front, -spots[i][1]))
     plot = Box(axes.left + 2, _TOP, axes.right - 2, HEIGHT - _BOTTOM)
     side = Box(axes.right + 2, _TOP, WIDTH - 2, HEIGHT - _BOTTOM)
     frames = [plot if index < len(timed) else side for index in range(len(rows))]
@@ -241,7 +240,7 @@ def _points(
         if label is not None:
             if label.leader:
                 canvas.line(x, y, *label.anchor, kind="rule", width=0.7)
-            weight = "650" if id(row) in front or row is teacher else "400"
+            weight = "650" if id(row) in front or row.is_teacher else "400"
             canvas.label(label.x, label.y, texts[index], weight=weight)
         canvas.parts.append(f"<g>{_tooltip(row)}{_marker(x, y, row, noisy=bool(row.latency_is_noisy))}</g>")
 

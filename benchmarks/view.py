@@ -74,9 +74,10 @@ class View:
         return next((row for group in self.groups for row in group if row.is_teacher), None)
 
     def teacher_for(self, row: BenchmarkRow) -> BenchmarkRow | None:
-        """The teacher's row that ``row`` may be compared with: same net, photos, size and machine."""
+        """The teacher's row that ``row`` may be compared with: same net, photos, size, machine; same device first."""
         group = next((group for group in self.groups if row in group), [])
-        return next((other for other in group if other.is_teacher), None)
+        teachers = [other for other in group if other.is_teacher]
+        return next((other for other in teachers if other.device == row.device), teachers[0] if teachers else None)
 
     def lpips_cost(self, row: BenchmarkRow) -> float | None:
         """LPIPS of ``row`` above its teacher's, or None where they do not compare."""

@@ -78,8 +78,8 @@ def _path(last: BenchmarkRow, rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow
     """
     stages = core(last)
     prefixes = [stages[:length] for length in range(len(stages) + 1)]
-    here = [_find(rows, last.target, prefix) for prefix in prefixes]
-    eager = [_find(rows, "torch", prefix) for prefix in prefixes]
+    here = [_find(rows, last.target, prefix, last.device) for prefix in prefixes]
+    eager = [_find(rows, "torch", prefix, last.device) for prefix in prefixes]
     whole = here[0] is not None and all(b is not None for a, b in zip(eager, here, strict=True) if a is not None)
     through = [eager[0], *here] if whole else [*eager, *_last_known(eager, here)]
     path: list[BenchmarkRow] = []
@@ -95,9 +95,10 @@ def _last_known(eager: Sequence[BenchmarkRow | None], here: Sequence[BenchmarkRo
     return [] if reached is None else [here[reached]]
 
 
-def _find(rows: Sequence[BenchmarkRow], target: str, stages: tuple[str, ...]) -> BenchmarkRow | None:
-    matching = (row for row in rows if row.target == target and core(row) == stages and row.precision == "fp32")
-    return next(matching, None)
+def _find(rows: Sequence[BenchmarkRow], target: str, stages: tuple[str, ...], device: str) -> BenchmarkRow | None:
+    """Return the FP32 row of a target and stages, on ``device`` if there is one."""
+    matching = [row for row in rows if row.target == target and core(row) == stages and row.precision == "fp32"]
+    return next((row for row in matching if row.device == device), matching[0] if matching else None)
 
 
 def _steps(path: Sequence[BenchmarkRow]) -> list[Step]:

@@ -90,6 +90,18 @@ def test_labels_are_as_short_as_unique_ones_can_be(make_row: MakeRow) -> None:
     assert list(short_labels(rows).values()) == names
 
 
+def test_two_teachers_have_no_common_axis_of_speedup(make_row: MakeRow) -> None:
+    rows = [
+        make_row("teacher", "torch", "fp32", 0.17, 100.0),
+        make_row("teacher", "torch", "fp32", 0.17, 8.0, device="cuda"),
+        make_row("teacher", "tensorrt", "fp16", 0.17, 2.0, device="cuda"),
+    ]
+    words = texts(draw_front(rows))
+    assert "Teacher cpu" in words
+    assert "Teacher cuda" in words
+    assert "10x" not in words
+
+
 def test_a_sign_for_unknown_targets_too() -> None:
     assert ElementTree.fromstring(marker("onnx", "int8")).find("polygon") is not None
     assert ElementTree.fromstring(marker("new", "new")).find("circle") is not None

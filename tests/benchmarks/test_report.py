@@ -176,6 +176,16 @@ def test_beyond_the_limit_the_headline_says_so(tmp_path: Path, make_row: MakeRow
     assert '<div class="card over"><b>+0.0300' in (tmp_path / "index.html").read_text()
 
 
+def test_the_headline_names_the_teacher_on_its_own_device(tmp_path: Path, make_row: MakeRow) -> None:
+    rows = [
+        make_row("teacher", "torch", "fp32", 0.17, 100.0),
+        make_row("teacher", "torch", "fp32", 0.17, 8.0, device="cuda"),
+        make_row("teacher", "tensorrt", "fp16", 0.17, 2.0, device="cuda", speedup=4.0),
+    ]
+    write_report(tmp_path, machine={}, recipe={}, rows=rows)
+    assert "TensorRT FP16: 4x faster** (8 -> 2 ms)" in (tmp_path / "report.md").read_text()
+
+
 def test_reports_are_found_and_strange_ones_refused(report: Path, tmp_path: Path) -> None:
     assert report_folder(report / "report.json") == report
     assert report_folder(tmp_path) == report

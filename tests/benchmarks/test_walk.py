@@ -63,3 +63,14 @@ def test_pytorch_alone_is_a_way_of_its_own(make_row: MakeRow) -> None:
 def test_a_teacher_alone_goes_nowhere(make_row: MakeRow) -> None:
     assert ways([make_row("teacher", "torch", "fp32", 0.17, 100.0)]) == []
     assert ways([]) == []
+
+
+def test_a_gpu_is_compared_with_the_teacher_on_the_gpu(make_row: MakeRow) -> None:
+    rows = [
+        make_row("teacher", "torch", "fp32", 0.17, 100.0),
+        make_row("teacher", "torch", "fp32", 0.17, 8.0, device="cuda"),
+        make_row("teacher", "tensorrt", "fp16", 0.17, 2.0, device="cuda"),
+    ]
+    (way,) = ways(rows)
+    assert [step.row.device for step in way.steps] == ["cuda", "cuda"]
+    assert way.steps[-1].factor == pytest.approx(4)
