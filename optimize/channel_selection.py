@@ -21,7 +21,7 @@ class Rounding:
 
     Attributes:
         multiple: What a layer that reads the group gets is a multiple of this, the channels that are joined to the
-            group and cannot be pruned included. None: of 16, and of less in groups narrower than 64.
+            group and cannot be pruned included. None: of 16, and of less in groups narrower than 32.
         max_ratio: Largest share of a group that is removed.
     """
 
@@ -32,7 +32,7 @@ class Rounding:
         """Return the multiple that applies to a group."""
         if self.multiple is not None:
             return self.multiple
-        return max(1, min(16, 2 ** int(math.log2(max(group.units // 4, 1)))))
+        return min(16, 2 ** int(math.log2(max(group.units // 2, 1))))
 
     def widths(self, group: ChannelGroup) -> list[int]:
         """Return the allowed numbers of units, ascending.

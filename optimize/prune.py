@@ -49,12 +49,13 @@ class PruneConfig:
         engine_device: Device of the engines; None: each one's first.
         importance: ``taylor``, ``magnitude`` or ``bn_scale``.
         scope: ``global`` compares all channels with each other, ``uniform`` takes the same share of each group.
-        latency_weight: How much time counts when channels are compared: 0 not at all, 1 fully.
+        latency_weight: How much time counts when channels are compared (importance / ms ** weight): 0 not at all, 1
+            fully. None: what loses least on training photos at the target's speedup; 0.25 with a ratio.
         round_to: Channels that are left are a multiple of this, as the layers see them that read them; None: of 16, of
             less in narrow groups.
         max_ratio: Largest fraction removed of one group of channels.
         ignore: Layers, or modules with all their layers, that keep their output channels. The output layer always does.
-        photos: Training photos that ``taylor`` looks at.
+        photos: Training photos that ``taylor`` and the choice of ``latency_weight`` look at.
         max_trials: Most candidates that are measured.
         warmup: Unrecorded calls of a candidate.
         iterations: Recorded calls of a candidate.
@@ -75,7 +76,7 @@ class PruneConfig:
     engine_device: str | None = None
     importance: Importance = "taylor"
     scope: Literal["global", "uniform"] = "global"
-    latency_weight: float = 1.0
+    latency_weight: float | None = None
     round_to: int | None = None
     max_ratio: float = 0.8
     ignore: tuple[str, ...] = ()
@@ -113,7 +114,7 @@ class PruneConfig:
             raise ConfigError(explain("scope", expected="global or uniform", got=repr(self.scope), fix="choose one"))
         if self.round_to is not None and self.round_to < 1:
             raise ConfigError(explain("round_to", expected="1 or more", got=self.round_to, fix="use for example 8"))
-        if not 0 < self.max_ratio < 1 or not 0 <= self.latency_weight <= 4:
+        if not 0 < self.max_ratio < 1 or not 0 <= (self.latency_weight or 0.0) <= 4:
             got = f"max_ratio {self.max_ratio}, latency_weight {self.latency_weight}"
             expected = "max_ratio in (0, 1), latency_weight in [0, 4]"
             raise ConfigError(explain("pruning", expected=expected, got=got, fix="change the recipe"))
@@ -165,11 +166,11 @@ def fixed_ratio(pruner: Pruner, config: PruneConfig) -> float:
 
 
 def task_losses(task: Task, data: StageContext, config: PruneConfig) -> list[Loss]:
-    """Return losses against the ground truth on training photos, one a batch of four, for ``taylor``."""
+    """Return losses against the ground truth on training photos, one a batch of four, where ``config`` needs them."""
     from optimize.evaluate import load_photos
     from optimize.losses import pixel_loss
 
-    if config.importance != "taylor":
+    if config.importance != "taylor" and not _weighs(config):
         return []
     rgb = load_photos(data.train, min(data.input_size), limit=config.photos)
 
@@ -183,6 +184,10 @@ def task_losses(task: Task, data: StageContext, config: PruneConfig) -> list[Los
         return loss
 
     return [on(batch) for batch in rgb.split(4)]
+
+
+def _weighs(config: PruneConfig) -> bool:
+    return config.latency_weight is None and config.scope == "global" and config.goal is not None
 
 
 def distilled(artifact: Artifact, config: PruneConfig, data: StageContext, out: Path) -> FineTune:
@@ -287,8 +292,13 @@ def _search(
     """Find the pruned network and write it as ``out/prune_start.safetensors``, ready for fine-tuning."""
     spec, task = get_spec(artifact.model, task=artifact.task), get_task(artifact.task)
     with data.progress.track("Tracing channels", total=1) as bar:
-        pruner = prepare(net, spec, config, input_size=data.input_size, losses=task_losses(task, data, config))
+        losses = task_losses(task, data, config)
+        pruner = prepare(net, spec, config, input_size=data.input_size, losses=losses)
         bar.advance()
+    if _weighs(config):
+        found = pruner.weigh(losses, config.goal.speedup or DEFAULT_SPEEDUP if config.goal else DEFAULT_SPEEDUP)
+        told = ", ".join(f"{weight:g}: {loss:.4f}" for weight, loss in found.items())
+        data.progress.note(f"Latency weight {pruner.latency_weight:g} (loss by weight: {told})")
     for layer, reason in pruner.channels.kept.items():
         data.progress.note(f"Not pruned: {layer}: {reason}")
     ratio, points, why = _measured(artifact, pruner, config, data, measure)
@@ -299,6 +309,7 @@ def _search(
         "key": _key(artifact, config, data),
         "pruning_ratio": round(1 - sum(widths) / units, 4),
         "importance": config.importance,
+        "latency_weight": pruner.latency_weight,
         "engines": list(config.engines),
         "speedup": None if chosen is None else round(chosen.speedup, 3),
         "speedup_reason": why,

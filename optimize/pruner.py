@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,11 @@ from optimize.channel_selection import Rounding, choose
 if TYPE_CHECKING:
     from optimize.prune import PruneConfig
 
+#: How much the time of a channel counts when channels are compared; see ``PruneConfig.latency_weight``.
+WEIGHTS = (0.0, 0.125, 0.25, 0.5, 1.0)
+DEFAULT_WEIGHT = 0.25
 _TRACE_SIZES = (32, 64, 128, 256)
+_STEPS = 12
 
 
 class Pruner:
@@ -35,22 +39,24 @@ class Pruner:
         self, net: nn.Module, channels: ChannelMap, config: PruneConfig, scores: Scores, costs: LayerCosts
     ) -> None:
         self.net, self.channels, self.config, self.scores, self.costs = net, channels, config, scores, costs
+        self.latency_weight = DEFAULT_WEIGHT if config.latency_weight is None else config.latency_weight
         self._unit_ms = {group: costs.unit_ms(group) for group in scores}
-        self._known: dict[float, dict[ChannelGroup, list[int]]] = {}
+        self._known: dict[tuple[float, float], dict[ChannelGroup, list[int]]] = {}
 
     def removal(self, ratio: float) -> dict[ChannelGroup, list[int]]:
         """Return the units that go at ``ratio``."""
-        if ratio not in self._known:
+        key = (ratio, self.latency_weight)
+        if key not in self._known:
             config = self.config
-            self._known[ratio] = choose(
+            self._known[key] = choose(
                 self.scores,
                 ratio,
                 scope=config.scope,
                 rounding=Rounding(config.round_to, config.max_ratio),
                 unit_ms=self._unit_ms,
-                latency_weight=config.latency_weight,
+                latency_weight=self.latency_weight,
             )
-        return self._known[ratio]
+        return self._known[key]
 
     def widths(self, ratio: float) -> tuple[int, ...]:
         """Return the units of each group that are left at ``ratio``."""
@@ -64,6 +70,23 @@ class Pruner:
         """Return the estimated speedup at ``ratio``."""
         return self.costs.speedup(self.removal(ratio))
 
+    def weigh(self, losses: Sequence[Loss], speedup: float) -> dict[float, float]:
+        """Set ``latency_weight`` to the one of ``WEIGHTS`` that loses least at the same estimated speedup.
+
+        Returns:
+            The mean loss of each weight whose candidate gets that fast.
+        """
+        found: dict[float, float] = {}
+        for weight in WEIGHTS:
+            self.latency_weight = weight
+            if self.estimate(1.0) < speedup:
+                continue
+            small = self.build(smallest(lambda ratio: self.estimate(ratio) >= speedup))
+            with torch.no_grad():
+                found[weight] = sum(float(loss(small)) for loss in losses) / len(losses)
+        self.latency_weight = min(found, key=lambda weight: found[weight]) if found else DEFAULT_WEIGHT
+        return found
+
     def groups_json(self, ratio: float) -> list[dict[str, Any]]:
         """Return for each group its layers and its channels before and after."""
         pairs = zip(self.scores, self.widths(ratio), strict=True)
@@ -71,6 +94,15 @@ class Pruner:
             {"layers": list(group.producers), "before": group.units, "after": left, "mixed": list(group.mixed)}
             for group, left in pairs
         ]
+
+
+def smallest(enough: Callable[[float], bool]) -> float:
+    """Return about the smallest ratio in (0, 1] that is ``enough``; 1 must be."""
+    low, high = 0.0, 1.0
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def example_inputs(spec: ModelSpec, size: tuple[int, int], *, batch: int = 1) -> list[Tensor]:

@@ -107,8 +107,10 @@ def test_taylor_leaves_gradients_and_flags_as_they_were() -> None:
         (Rounding(16, 0.8), group(16, fixed=3), [13]),
         (Rounding(16, 0.8), group(12, fixed=8), [8, 12]),
         (Rounding(None, 0.8), group(256), list(range(64, 257, 16))),
-        (Rounding(None, 0.8), group(32), [8, 16, 24, 32]),
-        (Rounding(None, 0.8), group(12), [4, 6, 8, 10, 12]),
+        (Rounding(None, 0.8), group(32), [16, 32]),
+        (Rounding(None, 0.8), group(24, fixed=1), [7, 15, 23]),
+        (Rounding(None, 0.8), group(12), [4, 8, 12]),
+        (Rounding(None, 0.8), group(3), [1, 2, 3]),
         (Rounding(1, 0.5), group(3), [2, 3]),
     ],
 )
