@@ -261,12 +261,19 @@ def _single(stage: str, given: Mapping[str, Any]) -> None:
         artifact=given.get("artifact"),
         teacher_named=bool(named),
         policy=policy,
-        progress=make_progress(quiet=given["quiet"]),
+        progress=make_progress(quiet=given["quiet"] or not _is_first_process()),
     )
+    if not _is_first_process():
+        return
     if given["json"]:
         print_json(summary)
         return
     print(f"{stage}: {summary['artifact']}{'' if summary['ran'] else ' (finished before)'}")
+
+
+def _is_first_process() -> bool:
+    """Say whether this is the only process, or the first one of a launcher (torchrun, accelerate launch)."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _prepare(stage: str, given: Mapping[str, Any]) -> tuple[Any, Path, Any]:

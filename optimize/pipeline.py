@@ -15,12 +15,14 @@ The folder of a run::
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import Artifact, write_json
+from models.errors import UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_task
 from models.spec import Precision
@@ -83,6 +85,7 @@ def run_pipeline(
     """
     from benchmarks.metrics import load_lpips
 
+    _check_one_process()
     check_device(recipe.device)
     for name in recipe.stages:
         stage_config(recipe, name)
@@ -108,6 +111,13 @@ def run_pipeline(
         shipping.gate(run, progress)
         shipping.bundle(run, progress)
     return shipping.summarize(run)
+
+
+def _check_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        fix = "launch train, distill or prune with it, then pass their artifact with --weights to run"
+        got = f"{os.environ['WORLD_SIZE']} of a launcher"
+        raise UnsupportedError(explain("run", expected="one process", got=got, fix=fix))
 
 
 def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:

@@ -217,6 +217,7 @@ def is_main_process() -> bool:
 def wait_for_all() -> None:
     """Wait for the other processes of a launcher, if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
         from accelerate.state import PartialState
 
-        PartialState().wait_for_everyone()
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()

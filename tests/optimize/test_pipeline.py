@@ -478,6 +478,14 @@ def test_gpu_that_is_absent(bench: Bench, recipe: Recipe, tmp_path: Path, monkey
         run_pipeline(replace(recipe, device="cuda"), tmp_path / "run")
 
 
+def test_launcher_of_several_processes_is_refused(
+    bench: Bench, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UnsupportedError, match="expected one process, got 2 of a launcher; fix: launch train, distill"):
+        run_pipeline(recipe, tmp_path / "run")
+
+
 def test_summary_without_timings_has_no_best(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
     run = types.SimpleNamespace(rows=[], shipped=[], root=tmp_path)
     assert shipping.best_row(run) is None  # type: ignore[arg-type]
