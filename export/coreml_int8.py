@@ -9,8 +9,9 @@ that the other targets quantize; what lies between them stays FP16. It is the pl
 
 ``linear_quantizer``: ``coremltools.optimize.torch.quantization.LinearQuantizer``, which also quantizes sums,
 concatenations, pooling and the output, with min-max observers. Tensors that are concatenated share one scale there,
-and a ReLU that is not its own module right after a convolution loses one bit, so its error is larger: rms 0.0052
-against 0.0044 on a half-resolution student, 0.034 against 0.029 on a quarter-width teacher (ab / 255).
+and a ReLU that is not its own module right after a convolution loses one bit, so its error is larger: on a
+ResNet18 U-Net colorizer at 256x256 rms 0.0117 against 0.0061 (ab / 255), and LPIPS-squeeze to the float network 0.024
+against 0.010; ``per_layer`` with its 1x1 ``head`` in floating point: rms 0.0013, LPIPS 0.0004.
 
 Source: coremltools guide, "Quantization"; Jacob et al. 2018.
 """
@@ -122,14 +123,14 @@ def _per_layer(net: nn.Module, record: Quantization) -> nn.Module:
 
 
 def _round_weight(layer: nn.Module) -> Tensor:
-    """Round the weight of ``layer`` to int8 levels in place; return the scales (channels, 1)."""
+    """Round the weight of ``layer`` to int8 levels in place; return the scales, in the rank of the weight."""
     weight: Any = layer.weight
     axis = 1 if isinstance(layer, _TRANSPOSED) else 0
     others = [dim for dim in range(weight.ndim) if dim != axis]
     with torch.no_grad():
         scale = (weight.abs().amax(dim=others, keepdim=True) / 127).clamp_min(1e-12)
         weight.copy_((weight / scale).round().clamp(-127, 127) * scale)
-    scales: Tensor = scale.reshape(-1, 1).clone()
+    scales: Tensor = scale.clone()
     return scales
 
 

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from export.coreml_int8 import quantized_network
 from export.coreml_quirks import repaired_converter
 from export.mil.evaluate import Evaluator
 from export.mil.program import Block, MilModel, Operation, Output, Ref, load_model
 from export.mil.proto import quiet_coremltools
+from export.quantization import Quantization
 from export.to_coreml import trace
+from models.artifact import save_tensors
 from models.errors import CheckpointError, MissingExtraError, UnsupportedError
 
 pytest.importorskip("coremltools")
@@ -205,6 +208,34 @@ def test_a_missing_extra_is_named(many: tuple[Many, Path, Tensor], monkeypatch: 
         MissingExtraError, match=r"package 'coremltools', got not installed; fix: pip install 'pare\[coreml\]'"
     ):
         load_model(many[1])
+
+
+class Weighted(nn.Module):
+    """A layer of each kind with a weight, in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.deep = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.up, self.grouped = nn.ConvTranspose2d(6, 9, 2, stride=2), nn.ConvTranspose2d(9, 6, 3, groups=3)
+        self.mix, self.line = nn.Linear(6, 4), nn.Conv1d(4, 2, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.grouped(torch.relu(self.up(self.deep(torch.relu(self.conv(x))))))
+        y = self.mix(y.permute(0, 2, 3, 1)).flatten(1, 2)
+        return (self.line(y.transpose(1, 2)),)
+
+
+def test_int8_levels_are_those_of_torch(tmp_path: Path) -> None:
+    save_tensors({"input": torch.randn(8, 2, 8, 8)}, tmp_path / "calibration.safetensors")
+    record = Quantization(calibration=tmp_path / "calibration.safetensors", samples=8)
+    net = quantized_network(Weighted().eval(), record)
+    x = torch.randn(1, 2, 8, 8)
+    model = load_model(convert(net, tmp_path, x))
+    assert model.operation_counts()["constexpr_affine_dequantize"] == 6
+    with torch.no_grad():
+        expected = net(x)[0]
+    off = (Evaluator(model)({"x0": x})["y0"] - expected).abs() > 1e-5
+    assert float(off.float().mean()) < 0.02  # a value on the edge between two levels may fall to either side
 
 
 def test_coremltools_stays_quiet(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
