@@ -35,6 +35,7 @@ class Findings:
         latency: Engine times by name.
         whole: Times from photo to photo by name.
         iterations: Calls that were to be recorded.
+        interference: Part of the processors that others used while the latencies were measured.
         costs: Hash of the artifact -> its cost, or why it is unknown.
         machine: ``Machine.id``.
         threads: Threads of the engines.
@@ -52,6 +53,7 @@ class Findings:
     machine: str
     threads: int
     root: Path | None = None
+    interference: float | None = None
 
 
 def build_row(contestant: Contestant, found: Findings) -> BenchmarkRow:
@@ -126,6 +128,7 @@ def _latency(contestant: Contestant, found: Findings, reasons: dict[str, str]) -
         "end_to_end_p50_ms": whole.p50_ms,
         "end_to_end_p95_ms": whole.p95_ms,
         "warmup": engine.warmup,
+        "interference": found.interference,
         "times_ms": engine.times_ms,
         "end_to_end_times_ms": whole.times_ms,
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from benchmarks.labels import Box, place_labels, text_width
+from benchmarks.labels import Box, place_labels, spread, text_width
 from benchmarks.row import TARGET_NAMES, BenchmarkRow
 
 WIDTH, HEIGHT = 960, 540
@@ -163,7 +163,7 @@ def _grid(canvas: _Canvas, axes: _Axes, teacher: BenchmarkRow | None, side: bool
         canvas.line(axes.x(tick), _TOP, axes.x(tick), bottom, kind="grid")
         canvas.text(axes.x(tick), bottom + 18, f"{tick:g}", kind="soft", text_anchor="middle")
     for tick in linear_ticks(axes.low, axes.high):
-        canvas.line(axes.left, axes.y(tick), WIDTH - _RIGHT, axes.y(tick), kind="grid")
+        canvas.line(axes.left, axes.y(tick), axes.right, axes.y(tick), kind="grid")
         canvas.text(axes.left - 8, axes.y(tick) + 4, f"{tick:.3f}", kind="soft", text_anchor="end")
     middle = (axes.left + axes.right) / 2
     canvas.text(middle, HEIGHT - 18, "Latency of the engine, ms a photo (median; log scale)", text_anchor="middle")
@@ -188,7 +188,8 @@ def _baseline(canvas: _Canvas, axes: _Axes, baseline: float | None, name: str) -
         return
     words = f"doing nothing{f' ({name})' if name else ''}: {baseline:.4f}"
     if baseline <= axes.high:
-        canvas.line(axes.left, axes.y(baseline), WIDTH - _RIGHT, axes.y(baseline), kind="rule", dash="6 4")
+        canvas.line(axes.left, axes.y(baseline), axes.right, axes.y(baseline), kind="rule", dash="6 4")
+        canvas.obstacles.append(Box(axes.left, axes.y(baseline) - 1, axes.right, axes.y(baseline) + 1))
         canvas.note(axes.right - 6 - text_width(words, 11), axes.y(baseline) - 6, words)
     else:
         words += ", above this plot"
@@ -216,23 +217,18 @@ def _front_line(canvas: _Canvas, axes: _Axes, front: list[BenchmarkRow]) -> None
 
 
 def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: list[BenchmarkRow]) -> None:
-    rows = timed + untimed
-    spots = [(axes.x(row.latency_p50_ms or 1.0), axes.y(row.lpips or 0.0)) for row in timed]
-    spots += [(axes.right + 24, axes.y(row.lpips or 0.0)) for row in untimed]
-    names = short_labels(rows)
+    names = short_labels(timed + untimed)
     front = {id(row) for row in pareto_front(timed)}
+    spots = [(axes.x(row.latency_p50_ms or 1.0), axes.y(row.lpips or 0.0)) for row in timed]
     texts = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(timed):
         gained = f" {row.speedup:.3g}x" if row.speedup and not row.is_teacher else ""
         texts.append(names[index] + gained)
-    order = sorted(range(len(rows)), key=lambda i: (not rows[i].is_teacher, id(rows[i]) not in front, -spots[i][1]))
-    plot = Box(axes.left + 2, _TOP, axes.right - 2, HEIGHT - _BOTTOM)
-    side = Box(axes.right + 2, _TOP, WIDTH - 2, HEIGHT - _BOTTOM)
-    frames = [plot if index < len(timed) else side for index in range(len(rows))]
-    places = place_labels(
-        spots, [text_width(text, 12) for text in texts], order=order, frames=frames, obstacles=canvas.obstacles
-    )
-    for index, row in enumerate(rows):
+    order = sorted(range(len(timed)), key=lambda i: (not timed[i].is_teacher, id(timed[i]) not in front, -spots[i][1]))
+    frames = [Box(axes.left + 2, _TOP, axes.right - 2, HEIGHT - _BOTTOM)] * len(timed)
+    widths = [text_width(text, 12) for text in texts]
+    places = place_labels(spots, widths, order=order, frames=frames, obstacles=canvas.obstacles)
+    for index, row in enumerate(timed):
         x, y = spots[index]
         if row.latency_p95_ms is not None:
             canvas.line(x, y, min(axes.x(row.latency_p95_ms), axes.right), y, kind=row.target, width=1.2)
@@ -243,6 +239,18 @@ def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: li
             weight = "650" if id(row) in front or row.is_teacher else "400"
             canvas.label(label.x, label.y, texts[index], weight=weight)
         canvas.parts.append(f"<g>{_tooltip(row)}{_marker(x, y, row, noisy=bool(row.latency_is_noisy))}</g>")
+    _untimed(canvas, axes, untimed, [names[len(timed) + index] for index in range(len(untimed))])
+
+
+def _untimed(canvas: _Canvas, axes: _Axes, rows: list[BenchmarkRow], names: list[str]) -> None:
+    """List what was not timed beside the plot: a line leads from its LPIPS to its sign."""
+    order = sorted(range(len(rows)), key=lambda index: axes.y(rows[index].lpips or 0.0))
+    heights = spread([axes.y(rows[index].lpips or 0.0) for index in order], 19.0, _TOP + 8, HEIGHT - _BOTTOM - 8)
+    for index, height in zip(order, heights, strict=True):
+        row, x = rows[index], axes.right + 34
+        canvas.line(axes.right, axes.y(row.lpips or 0.0), x, height, kind="rule", width=0.7)
+        canvas.parts.append(f"<g>{_tooltip(row)}{_marker(x, height, row, noisy=False)}</g>")
+        canvas.label(x + 12, height + 4, names[index], weight="400")
 
 
 def _tooltip(row: BenchmarkRow) -> str:

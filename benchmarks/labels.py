@@ -104,7 +104,7 @@ def _candidates(x: float, y: float, width: float) -> list[Label]:
         (x - 8 - width, y - 9, False),
         (x - 8 - width, y + 18, False),
     ]
-    for radius in (26, 38, 52, 68, 86, 106):
+    for radius in (26, 38, 52, 68, 86, 106, 130, 156):
         for step in range(16):
             angle = math.pi * step / 8
             cx, cy = x + radius * math.cos(angle), y + radius * math.sin(angle)
@@ -116,3 +116,26 @@ def _candidates(x: float, y: float, width: float) -> list[Label]:
         anchor = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
         labels.append(Label(left, base, box, leader, anchor))
     return labels
+
+
+def spread(heights: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
+    """Move ascending ``heights`` as little as needed to lie ``gap`` apart between ``top`` and ``bottom``.
+
+    The gap shrinks where there is no room for it.
+    """
+    if not heights:
+        return []
+    gap = min(gap, (bottom - top) / max(len(heights) - 1, 1))
+    blocks: list[tuple[float, int]] = []  # (centre, size) of runs that touch
+    for height in heights:
+        centre, size = height, 1
+        while blocks and blocks[-1][0] + gap * (blocks[-1][1] + size) / 2 > centre:
+            before, count = blocks.pop()
+            centre, size = (before * count + centre * size) / (count + size), count + size
+        half = gap * (size - 1) / 2
+        blocks.append((min(max(centre, top + half), bottom - half), size))
+    places = [centre + gap * (index - (size - 1) / 2) for centre, size in blocks for index in range(size)]
+    for index in range(1, len(places)):
+        places[index] = max(places[index], places[index - 1] + gap)
+    shift = max(places[-1] - bottom, 0.0)
+    return [place - shift for place in places]

@@ -131,6 +131,39 @@ def pinned(threads: int | None) -> Iterator[tuple[int, ...] | None]:
         _set_affinity(before)
 
 
+class Interference:
+    """Finds out what other processes used of the processors inside of a ``with`` block.
+
+    Args:
+        cpus: Logical processors that matter; None: all.
+    """
+
+    def __init__(self, cpus: tuple[int, ...] | None = None) -> None:
+        self.cpus = cpus
+        self.share: float | None = None
+        self._before = (0.0, 0.0, 0.0)
+
+    def __enter__(self) -> Interference:
+        self._before = self._read()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        total, busy, own = (after - before for after, before in zip(self._read(), self._before, strict=True))
+        if total > 0:  # the counters move in steps of 10 ms
+            self.share = min(max((busy - own) / total, 0.0), 1.0)
+
+    def _read(self) -> tuple[float, float, float]:
+        """Return seconds that passed, that were used, and that this process used, summed over processors."""
+        import psutil
+
+        every = psutil.cpu_times(percpu=True)
+        chosen = every if self.cpus is None else [every[cpu] for cpu in self.cpus if cpu < len(every)]
+        total = sum(sum(one[:8]) for one in chosen)  # what comes after is part of the first fields
+        idle = sum(one.idle + getattr(one, "iowait", 0.0) for one in chosen)
+        own = psutil.Process().cpu_times()
+        return total, total - idle, own.user + own.system
+
+
 def _set_affinity(cpus: set[int]) -> None:
     """Move every thread of this process; threads made later inherit it."""
     for task in os.listdir("/proc/self/task") if Path("/proc/self/task").is_dir() else ["0"]:

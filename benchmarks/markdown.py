@@ -21,7 +21,7 @@ def markdown(view: View) -> str:
     """Render the report as Markdown."""
     parts = [f"# {view.title()}", view.subtitle() + ".", _headline(view)]
     parts += [f"![{title}]({file})" for (file, _), title in zip(view.plots(), view.plot_titles(), strict=True)]
-    parts += [f"> {note}" for note in view.content.get("notes", [])]
+    parts += [f"> {note}" for note in view.notes()]
     parts += ["## Artifacts", _artifacts(view), "## Resources", _resources(view)]
     parts += _ways(view)
     parts += _pictures(view)

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.report import rows_of
 from benchmarks.row import BenchmarkRow
+from benchmarks.view import BUSY_LIMIT
 from models.errors import ConfigError, explain
 
 
@@ -156,4 +157,6 @@ def _change(old: BenchmarkRow, new: BenchmarkRow, limits: Limits) -> Change:
         regressions.append(f"no longer measured: {new.reason}")
     if old.latency_is_noisy or new.latency_is_noisy:
         notes.append("noisy latency")
+    if max(old.interference or 0.0, new.interference or 0.0) > BUSY_LIMIT:
+        notes.append("busy machine")
     return Change(new.label, lpips, latency, tuple(regressions), tuple(notes))

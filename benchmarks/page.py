@@ -30,7 +30,7 @@ def page(view: View, pictures_from: Path) -> str:
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         cards=_cards(view),
-        notes="".join(note(str(text)) for text in view.content.get("notes", [])),
+        notes="".join(note(text) for text in view.notes()),
         plots=_plots(view),
         artifacts=artifacts(view),
         ways=walk(view),

@@ -22,7 +22,9 @@ _POSITIVE_NAMES = (
     "load_ms first_inference_ms params_m height width batch"
 )
 _POSITIVE = frozenset(_POSITIVE_NAMES.split())
-_NOT_NEGATIVE_NAMES = "lpips lpips_vs_teacher lpips_worst ms_ssim delta_e colourfulness_ratio gmacs rss_idle_mb"
+_NOT_NEGATIVE_NAMES = (
+    "lpips lpips_vs_teacher lpips_worst ms_ssim delta_e colourfulness_ratio gmacs rss_idle_mb interference"
+)
 _NOT_NEGATIVE = frozenset(_NOT_NEGATIVE_NAMES.split())
 
 
@@ -77,6 +79,7 @@ class BenchmarkRow:
         gmacs: Multiply-adds at this input size, thousand millions.
         size_mb: Of the file or folder, MB.
         warmup: Unrecorded calls before the first recorded one.
+        interference: Part of the processors that other processes used while it was timed, 0 to 1.
         times_ms: Every recorded call.
         end_to_end_times_ms: Every recorded call from photo to photo.
         status: ``measured`` here; ``built`` but it cannot be timed here; ``unsupported``; ``failed``.
@@ -130,6 +133,7 @@ class BenchmarkRow:
     gmacs: float | None = None
     size_mb: float | None = None
     warmup: int | None = None
+    interference: float | None = None
     times_ms: tuple[float, ...] = ()
     end_to_end_times_ms: tuple[float, ...] = ()
     status: Status = "built"

@@ -15,7 +15,7 @@ import torch
 from benchmarks.assemble import Findings, build_row, count_costs, stage_of
 from benchmarks.contest import Contestant, open_contestants
 from benchmarks.cost import Cost
-from benchmarks.machine import Machine, describe_machine, pinned
+from benchmarks.machine import Interference, Machine, describe_machine, pinned
 from benchmarks.pictures import Picture, choose_photos, take_pictures
 from benchmarks.quality import BASELINE, Judge, Photos, Scores, end_to_end, evaluate
 from benchmarks.row import BenchmarkRow
@@ -113,7 +113,8 @@ class _Contest:
         if teacher is not None and self.settings.device == AUTO and on_gpu and torch.cuda.is_available():
             contestants += self._open([teacher], stack, device="cuda")  # the 1x of what runs on the GPU
         scores = self._judge(contestants, teacher)
-        latency, whole = self._time(contestants)
+        with Interference(self.machine.cpus) as others:
+            latency, whole = self._time(contestants)
         found = Findings(
             teacher=teacher,
             photos=self.photos,
@@ -122,6 +123,7 @@ class _Contest:
             latency=latency,
             whole=whole,
             iterations=self.settings.iterations,
+            interference=others.share,
             costs=count_costs(artifacts, self.settings.input_size),
             machine=self.machine.id,
             threads=self.settings.threads or 1,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from benchmarks.merge import Change
 from benchmarks.row import BenchmarkRow
-from benchmarks.view import number, short, times
+from benchmarks.view import View, number, short, times
 
 _MINIMUM_WIDTH = 130
 
@@ -41,6 +41,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], written: Path) -> None:
     for row in known:
         if row.status != "measured":
             console.print(f"{row.label}: {row.reason}", markup=False, highlight=False)
+    for note in View({}, known).notes():
+        console.print(note, markup=False, highlight=False)
     console.print(f"written: {written}", markup=False, highlight=False)
 
 

@@ -13,6 +13,8 @@ from benchmarks.walk import Way, ways
 
 #: An artifact that loses more LPIPS than this to the teacher is not the headline while another one does not.
 HEADLINE_LIMIT = 0.01
+#: Above this part of the processors in other hands, latencies are not to be trusted.
+BUSY_LIMIT = 0.05
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,17 @@ class View:
             if row.reason:
                 groups.setdefault((row.status, row.reason), []).append(row)
         return [(rows, reason) for (_, reason), rows in groups.items()]
+
+    def notes(self) -> list[str]:
+        """What a reader must know first: the notes of the run, and a machine that was busy with other things."""
+        said = [str(note) for note in self.content.get("notes", [])]
+        busy = {row.machine: row.interference for row in self.rows if (row.interference or 0.0) > BUSY_LIMIT}
+        for machine, share in busy.items():
+            said.append(
+                f"While the latencies were measured, other processes used {share:.0%} of the processors of {machine}: "
+                "milliseconds and speedups are not to be trusted. Measure again on an idle machine."
+            )
+        return said
 
     def title(self) -> str:
         """The report in a line."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from benchmarks.labels import Box, place_labels, text_width
+from benchmarks.labels import Box, place_labels, spread, text_width
 
 
 def test_overlap_and_outside() -> None:
@@ -39,3 +40,33 @@ def test_no_room_gives_no_label() -> None:
 def test_widths_grow_with_text_and_size() -> None:
     assert text_width("mmm", 12) > text_width("iii", 12)
     assert text_width("abc", 24) == 2 * text_width("abc", 12)
+
+
+@pytest.mark.parametrize(
+    ("heights", "expected"),
+    [
+        ([], []),
+        ([50.0], [50.0]),
+        ([10.0, 40.0, 80.0], [10.0, 40.0, 80.0]),
+        ([50.0, 50.0, 50.0], [40.0, 50.0, 60.0]),
+        ([0.0, 0.0], [0.0, 10.0]),
+        ([98.0, 99.0], [90.0, 100.0]),
+    ],
+)
+def test_heights_are_spread_as_little_as_needed(heights: list[float], expected: list[float]) -> None:
+    assert spread(heights, 10.0, 0.0, 100.0) == pytest.approx(expected)
+
+
+def test_more_heights_than_room_share_it() -> None:
+    places = spread([90.0] * 21, 10.0, 0.0, 100.0)
+    assert np.diff(places) == pytest.approx([5.0] * 20)
+    assert (min(places), max(places)) == pytest.approx((0.0, 100.0))
+
+
+def test_random_heights_never_touch_nor_leave() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        places = spread(sorted(rng.uniform(0, 100, 9).tolist()), 10.0, 0.0, 100.0)
+        assert min(np.diff(places)) >= 10.0 - 1e-9
+        assert min(places) >= -1e-9
+        assert max(places) <= 100.0 + 1e-9

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from benchmarks import machine
-from benchmarks.machine import describe_machine, pinned
+from benchmarks.machine import Interference, describe_machine, pinned
 from models.errors import ConfigError
 
 
@@ -76,3 +77,26 @@ def test_more_threads_than_processors_are_not_pinned() -> None:
 def test_no_thread_is_refused() -> None:
     with pytest.raises(ConfigError, match="--threads: expected 1 or more, got 0"), pinned(0):
         pass
+
+
+CpuTimes = namedtuple("CpuTimes", "user nice system idle iowait irq softirq steal guest")
+OwnTimes = namedtuple("OwnTimes", "user system")
+
+
+def test_what_others_used_worked_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    before, after = CpuTimes(*[0.0] * 9), CpuTimes(6.0, 1.0, 0.5, 2.0, 0.0, 0.0, 0.0, 0.5, 9.0)  # 10 s, 2 s idle
+    readings = iter([[before, before], [after, before]])
+    own = iter([OwnTimes(1.0, 0.0), OwnTimes(6.0, 0.5)])
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(readings))
+    monkeypatch.setattr(psutil.Process, "cpu_times", lambda self: next(own))
+    with Interference((0,)) as others:
+        assert others.share is None
+    assert others.share == pytest.approx((8.0 - 5.5) / 10.0)
+
+
+def test_a_block_too_short_to_tell_is_unknown_or_a_share() -> None:
+    with Interference() as others:
+        pass
+    assert others.share is None or 0.0 <= others.share <= 1.0

@@ -107,6 +107,11 @@ def test_other_photos_do_not_compare(run_rows: list[BenchmarkRow]) -> None:
     assert change.notes == ("other photos: LPIPS is not compared",)
 
 
+def test_a_busy_machine_is_noted(run_rows: list[BenchmarkRow]) -> None:
+    busy = [replace(row, interference=0.5) for row in run_rows]
+    assert compare(content(run_rows), content(busy))[0].notes == ("busy machine",)
+
+
 def test_other_nets_are_refused(run_rows: list[BenchmarkRow]) -> None:
     moved = [replace(row, lpips_net="vgg") for row in run_rows]
     with pytest.raises(ConfigError, match=r"expected LPIPS of \['lite'\] in both, got \['vgg'\]; fix: measure both"):

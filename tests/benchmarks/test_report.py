@@ -186,6 +186,15 @@ def test_the_headline_names_the_teacher_on_its_own_device(tmp_path: Path, make_r
     assert "TensorRT FP16: 4x faster** (8 -> 2 ms)" in (tmp_path / "report.md").read_text()
 
 
+def test_a_busy_machine_is_said_first(tmp_path: Path, run_rows: list[BenchmarkRow]) -> None:
+    busy = "other processes used 43% of the processors of here"
+    write_report(tmp_path, machine={}, recipe={}, rows=[replace(row, interference=0.43) for row in run_rows])
+    assert (tmp_path / "report.md").read_text().count(busy) == 1
+    assert (tmp_path / "index.html").read_text().count(busy) == 1
+    write_report(tmp_path, machine={}, recipe={}, rows=[replace(row, interference=0.01) for row in run_rows])
+    assert "other processes" not in (tmp_path / "report.md").read_text()
+
+
 def test_reports_are_found_and_strange_ones_refused(report: Path, tmp_path: Path) -> None:
     assert report_folder(report / "report.json") == report
     assert report_folder(tmp_path) == report

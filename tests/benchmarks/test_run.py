@@ -75,6 +75,7 @@ def test_raw_samples_and_reasons_are_kept(result: Benchmark) -> None:
         assert len(row.times_ms) == 3
         assert len(row.end_to_end_times_ms) == 1
         assert row.latency_p50_ms == pytest.approx(float(np.median(row.times_ms)))
+        assert row.interference is None or 0 <= row.interference <= 1
         assert row.reason == "load, memory: not asked for; ms_ssim: expected 176x176 or larger, got 64x64; " + (
             "fix: use larger images, or leave this metric out"
         )
