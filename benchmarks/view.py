@@ -155,7 +155,7 @@ class View:
         for machine, share in busy.items():
             said.append(
                 f"While the latencies were measured, other processes used {share:.0%} of the processors of {machine}: "
-                "milliseconds and speedups are not to be trusted. Measure again on an idle machine."
+                "take milliseconds and speedups with care, and measure again on an idle machine."
             )
         return said
 
