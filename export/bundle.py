@@ -50,7 +50,8 @@ class Check:
         emulated: Another runtime computed the same graph.
         runtime: What computed it, or None.
         max_abs: Largest error against PyTorch FP32, output units; None when it did not run.
-        limit: Largest error allowed, output units.
+        rms: Root mean square error, output units; None likewise.
+        limit: Largest error allowed, output units; of the root mean square a quarter.
         reason: Why it failed, did not run or is emulated, else None.
     """
 
@@ -59,6 +60,7 @@ class Check:
     emulated: bool = False
     runtime: str | None = None
     max_abs: float | None = None
+    rms: float | None = None
     limit: float | None = None
     reason: str | None = None
 
@@ -245,15 +247,11 @@ def _check(artifact: Artifact, feeds: Mapping[str, Any], expected: Mapping[str, 
     with runner:
         answers = runner.infer(dict(feeds))
     result = compare(artifact, runner, tolerance, [dict(expected)], [answers], reason)
-    status = "passed" if result.passed else "failed"
-    why = (
-        reason
-        if result.passed
-        else explain(
-            f"{name}", expected=f"an error of at most {limit:.3g}", got=f"{result.max_abs:.3g}", fix="export it again"
-        )
-    )
-    return Check(name, status, runner.emulated, runner.runtime, result.max_abs, limit, why)
+    status, why = "passed", reason
+    if not result.passed:
+        status = "failed"
+        why = explain(name, expected=result.allowed(), got=result.found(), fix="export it again")
+    return Check(name, status, runner.emulated, runner.runtime, result.max_abs, result.rms, limit, why)
 
 
 def verify_bundle(

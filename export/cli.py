@@ -149,14 +149,12 @@ def _report(
     else:
         print(f"{made.path}  {made.precision}  {content['size_mb']} MB")
         if result and result.max_abs is not None:
-            limit = result.tolerance * result.span
-            print(f"error against PyTorch {result.max_abs:.3g}, limit {limit:.3g}, by {result.runtime}")
+            print(f"error against PyTorch {result.found()}; allowed: {result.allowed()}; by {result.runtime}")
         if result and result.reason:
             print(f"note: {result.reason}")
     if result and result.passed is False:
         fix = "keep the layers that differ in higher precision, or look at it with --no-check"
-        expected = f"an error of at most {result.tolerance * result.span:.3g}"
-        raise ParityError(explain(f"{made.path.name}", expected=expected, got=f"{result.max_abs:.3g}", fix=fix))
+        raise ParityError(explain(f"{made.path.name}", expected=result.allowed(), got=result.found(), fix=fix))
 
 
 @app.command("bundle")

@@ -79,6 +79,8 @@ def _session(ort: Any, graph: Path | bytes, device: str, threads: int | None) ->
     settings.log_severity_level = 3
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.inter_op_num_threads = 1
+    # Its threads otherwise spin on after a call and take the cores from whatever else is measured or runs.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     if threads:
         settings.intra_op_num_threads = threads
     source = graph if isinstance(graph, bytes) else str(graph)

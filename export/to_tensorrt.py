@@ -155,6 +155,7 @@ def _build(
         fix = "see the message; write the layer otherwise, or keep it in higher precision"
         raise ExportError(explain(f"{package} parser", expected="a graph that it takes", got=got, fix=fix))
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: FP32 with the mantissa of FP16
     if capabilities:
         config.num_compute_capabilities = len(capabilities)
         for index, name in enumerate(capabilities):

@@ -28,7 +28,9 @@ def test_artifact_computes_what_pytorch_computes(
     assert result.passed
     assert result.max_abs is not None
     assert result.tolerance == TARGETS[target].tolerance[precision]
+    assert result.rms is not None
     assert 0 < result.max_abs <= result.tolerance * result.span
+    assert result.rms <= result.tolerance * result.span / 4
     assert result.emulated == (target in ("tensorrt", "coreml")) == (result.reason is not None)
 
 
@@ -75,7 +77,9 @@ def test_another_network_fails_and_the_message_says_by_how_much(
     assert result.max_abs == pytest.approx(1.0, abs=1e-3)
     assert result.psnr_db is not None
     assert result.psnr_db < 5
-    with pytest.raises(ParityError, match=r"expected an error of at most .* of the output's span\), got 1; fix"):
+    with pytest.raises(
+        ParityError, match=r"expected an error of at most .* rms, got 1 and 1 rms; fix: keep the layers"
+    ):
         check_parity(other, made, threads=1)
 
 
@@ -99,7 +103,7 @@ def test_result_is_the_worst_error_of_all_photos(exported: Exporter, tiny_studen
     each = [parity(tiny_student, made, [photo], threads=1).max_abs for photo in photos]
     both = parity(tiny_student, made, photos, threads=1)
     assert both.max_abs == max(error for error in each if error is not None)
-    assert both.mean_abs is not None
-    assert both.mean_abs < both.max_abs
+    assert both.rms is not None
+    assert both.rms < both.max_abs
     assert dataclasses.asdict(both) == both.to_json()
     assert np.isfinite(both.psnr_db or np.nan)
