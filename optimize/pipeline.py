@@ -60,9 +60,9 @@ ENTRIES = (
 _NEEDED_MB = 600.0
 #: Shares of ``budget_minutes``.
 _SHARES = {"distill": 0.45, "prune": 0.35, "quantize": 0.2}
-#: Teacher answers that the default distillation computes; few photos are cropped more often.
-_CROPS = 1500
-_MAX_VIEWS = 48
+#: Crops that the teacher answers, at least, for each minute of training, and at most (4 GB); and of one photo.
+_CROPS, _CROPS_A_MINUTE, _MAX_CROPS, _MAX_VIEWS = 1500, 750, 16_000, 48
+_LONG_MINUTES = 60.0
 #: A student is small already: less to gain by pruning it, and less to train again.
 _STUDENT_SPEEDUP, _STUDENT_MINUTES = 1.25, 1.0
 
@@ -136,8 +136,7 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
     if name == "train":
         defaults.update(model=recipe.teacher.model, task=recipe.teacher.task)
     if name in ("distill", "prune"):
-        views = min(max(_CROPS // len(photos.train), 1), _MAX_VIEWS)
-        defaults["fit"] = {**defaults.get("fit", {}), "repeat": views}
+        defaults["fit"] = {**defaults.get("fit", {}), "repeat": _views(recipe, len(photos.train))}
     if name == "train":
         defaults["model"] = recipe.teacher.model
     goals = {"pruning_ratio", "target_latency_ms", "target_speedup"}
@@ -146,6 +145,14 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         if not goals & recipe.options.get(name, {}).keys():
             defaults["target_speedup"] = _STUDENT_SPEEDUP
     return defaults
+
+
+def _views(recipe: Recipe, photos: int) -> int:
+    """Return how many crops of each photo the teacher answers: enough for the training time, and room on the disk."""
+    given = [recipe.options.get(name, {}).get("fit", {}).get("max_minutes", 1.0) for name in ("distill", "prune")]
+    minutes = max(float(value or _LONG_MINUTES) for value in (*given, recipe.budget_minutes or 1.0))
+    crops = min(max(_CROPS, int(_CROPS_A_MINUTE * minutes)), _MAX_CROPS)
+    return min(max(crops // photos, 1), _MAX_VIEWS)
 
 
 def _share(name: str, stages: Sequence[str]) -> float:

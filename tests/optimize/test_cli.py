@@ -341,3 +341,22 @@ def test_stages_share_time_and_crops(
     if "distill" in recipe.stages:
         distill = stage_config(recipe, "distill", stage_defaults("distill", recipe, photos))
         assert (distill.fit.repeat, distill.fit.max_minutes) == (views, minutes[0])
+
+
+@pytest.mark.parametrize(
+    ("photos", "flags", "views"),
+    [
+        (6, {}, 48),
+        (100, {}, 15),
+        (5000, {}, 1),
+        (100, {"distill.fit.max_minutes": 10}, 48),
+        (1000, {"distill.fit.max_minutes": 10}, 7),
+        (1000, {"prune.fit.max_minutes": None}, 16),
+        (1000, {"budget_minutes": 4.0}, 3),
+    ],
+)
+def test_crops_a_photo_follow_time_and_disk(photos: int, flags: dict[str, Any], views: int) -> None:
+    from optimize.pipeline import _views
+    from optimize.recipe import combine
+
+    assert _views(combine(None, flags), photos) == views
