@@ -200,6 +200,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
         path.parent.mkdir(parents=True, exist_ok=True)
         contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        temporary.chmod(0o644)  # safetensors writes files that only their owner can read
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
