@@ -1,0 +1,1 @@
+"""Shipped checkpoints, a model card each."""
