@@ -41,7 +41,7 @@ class OrtRunner(CheckedRunner):
             fix = "use --device cpu"
             raise UnsupportedError(explain("onnxruntime", expected=f"device {device}", got=absent, fix=fix))
         ort = require("onnxruntime", "onnx")
-        session, load_ms = timed_load(lambda: _session(ort, graph, device, threads))
+        session, load_ms = timed_load(lambda: _session(ort, graph, device, threads, exact=reason is not None))
         contract = _contract(session)
         super().__init__(
             inputs=contract.inputs if contract else _specs(session.get_inputs()),
@@ -74,13 +74,15 @@ def why_not(device: str) -> str | None:
     return None
 
 
-def _session(ort: Any, graph: Path | bytes, device: str, threads: int | None) -> Any:
+def _session(ort: Any, graph: Path | bytes, device: str, threads: int | None, *, exact: bool) -> Any:
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.inter_op_num_threads = 1
     # Its threads otherwise spin on after a call and take the cores from whatever else is measured or runs.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    if exact:  # integer kernels may saturate on processors without VNNI; the Q/DQ arithmetic as written does not
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     if threads:
         settings.intra_op_num_threads = threads
     source = graph if isinstance(graph, bytes) else str(graph)

@@ -34,7 +34,7 @@ _ROWS = (
         options={
             "opset": "ONNX operator set, 17 or later (default 18)",
             "ort": "also write FILE.ort, the format of ONNX Runtime Mobile (true or false)",
-            "keep_fp32": "torch module names that stay in FP32 when the rest is cast to FP16",
+            "keep_fp32": "torch module names, with commas, that stay in FP32 when the rest is cast to FP16",
         },
     ),
     Target(

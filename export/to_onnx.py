@@ -77,7 +77,9 @@ def export(
         if precision is Precision.FP16:
             from export.onnx_half import to_half
 
-            model, kept = to_half(model, contract, keep=tuple(given.get("keep_fp32", ())))
+            keep = given.get("keep_fp32", ())
+            keep = keep.split(",") if isinstance(keep, str) else keep
+            model, kept = to_half(model, contract, keep=tuple(keep))
             notes["kept_fp32"] = kept
         elif record is not None:
             model = lower(model, record, "onnxruntime", contract)

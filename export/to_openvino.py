@@ -36,7 +36,8 @@ XML = "model.xml"
 _DEVICES = {"cpu": "CPU", "gpu": "GPU", "npu": "NPU"}
 _HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _KINDS = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul")
-# What stays in floating point beside INT8 is few and cheap; FP32 keeps its quality (docs/decisions.md has figures).
+# What stays in floating point beside INT8 is few and cheap. Measured with two threads: a student 0.776 ms in FP32 and
+# 0.779 in BF16, the teacher 7.93 and 7.58 at LPIPS +0.0051 and +0.0049: nothing to win where it matters.
 _REMAINDER = "fp32"
 
 

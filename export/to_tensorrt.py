@@ -8,6 +8,7 @@ the lowered ONNX graph is kept beside the engine (``NAME.engine.onnx``) and comp
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,7 @@ def export(
             model = lower(model, record, "tensorrt", contract)
             notes["quantization"] = record.to_json(output.parent)
         bar.advance()
+        model.graph.name = json.dumps(embedded(contract, artifact))  # the engine keeps the name of its graph
         engine, cached = _build(package, model, capabilities, profile, given.get("timing_cache"))
         bar.advance()
         notes.update(package=package, timing_cache=cached, profile=profile)
@@ -148,6 +150,7 @@ def _build(
     builder = trt.Builder(log)
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
+    network.name = model.graph.name
     parser = trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]

@@ -41,6 +41,7 @@ def kinds(path: Path) -> Counter[str]:
 def test_engine_is_built_ahead_of_time_and_its_graph_kept(precision: Precision, exported: Exporter) -> None:
     made = exported("tensorrt", precision, options={"compute_capability": "sm89"})
     assert made.path.stat().st_size > 10_000
+    assert b"cielab-l/100" in made.path.read_bytes()
     assert made.metadata["package"] == "tensorrt-rtx"
     assert made.metadata["compute_capability"] == ["sm89"]
     assert made.metadata["timing_cache"].startswith("none: tensorrt-rtx times nothing")
