@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from optimize.stage import StageContext
 
 #: What stages write; other files in the folder are never removed.
-_RESULTS = ("stage.json", "*.safetensors", "*.safetensors.json", "*.checkpoint", "*.png")
+_RESULTS = ("stage.json", "train.log.json", "*.safetensors", "*.safetensors.json", "*.checkpoint", "*.png")
 ENTRIES = ("recipe.yaml", "skipped_photos.json", "teacher", "cache", *_RESULTS)
 _NEEDED_MB = 300.0
 

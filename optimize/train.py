@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.artifact import Artifact, load_network, save_network, sidecar_of, write_json
+from models.artifact import Artifact, load_network, save_network, write_json
 from models.errors import ConfigError, explain
 from models.registry import create_model, get_spec, get_task
 from optimize.config import to_plain
@@ -30,6 +30,9 @@ from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, gene
 if TYPE_CHECKING:
     from models.tasks.base import Task
     from optimize.stage import StageContext
+
+
+LOG = "train.log.json"
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     log: list[dict[str, Any]] = []
     if fit.resume():
         data.progress.note(f"Resuming at step {fit.step}")
-        log = _read_log(fit.checkpoint)
+        log = _read_log(out / LOG)
     rgb = load_photos(data.eval, data.input_size[0], limit=48)
 
     def report(epoch: int) -> None:
@@ -191,7 +194,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         log[:] = [row for row in log if row["epoch"] < epoch]
         log.append({"epoch": epoch, "minutes": fit.seconds / 60, **scores})
         if fit.accelerator.is_main_process:
-            write_json(sidecar_of(fit.checkpoint), log)
+            write_json(out / LOG, log)
         text = ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
         data.progress.note(f"epoch {epoch} after {fit.seconds / 60:.1f} min, LPIPS-{data.lpips_net}: {text}")
 
@@ -227,10 +230,10 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     )
 
 
-def _read_log(checkpoint: Path) -> list[dict[str, Any]]:
-    """Return the scores of the epochs before an interruption, which lie beside the checkpoint."""
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the scores of the epochs before an interruption."""
     try:
-        rows: list[dict[str, Any]] = json.loads(sidecar_of(checkpoint).read_text(encoding="utf-8"))
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return rows
