@@ -229,8 +229,8 @@ def _write_texts(
     }
     write_json(folder / MANIFEST, manifest)
     write_json(folder / "contract.json", contracts)
-    words = {name: item.contract.words() for name, item in golden.items()}
-    (folder / "README.md").write_text(readme(manifest, words, next(iter(golden.values())).contract), encoding="utf-8")
+    text = readme(manifest, {name: item.contract for name, item in golden.items()})
+    (folder / "README.md").write_text(text, encoding="utf-8")
     (folder / "check.py").write_text(check_script(), encoding="utf-8")
 
 

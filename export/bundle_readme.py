@@ -64,39 +64,39 @@ import CoreML
 
 let settings = MLModelConfiguration()
 settings.computeUnits = .all
-let url = try MLModel.compileModel(at: Bundle.main.url(forResource: "{stem}", withExtension: "mlpackage")!)
+let url = Bundle.main.url(forResource: "{stem}", withExtension: "mlmodelc")!    // Xcode makes it of the .mlpackage
 let network = try MLModel(contentsOf: url, configuration: settings)
 {fill}
 let answer = try network.prediction(from: MLDictionaryFeatureProvider(dictionary: ["{input}": x]))
 {take}"""
 _COREML_ARRAY = """\
 let x = try MLMultiArray(shape: [1, {channels}, {height}, {width}], dataType: .float32)
-// fill x row by row: x[[0, c, row, column]] as the contract above says"""
+// fill x row by row: x[[0, c, row, column]] as the contract above says; an artifact that is exported
+// with `--option image_input=true` takes the photo itself"""
 _COREML_PICTURE = "let x = try MLFeatureValue(cgImage: photo, pixelsWide: {width}, pixelsHigh: {height},\n" + (
     "                           pixelFormatType: kCVPixelFormatType_32BGRA)    // an sRGB picture"
 )
 
 
-def readme(
-    manifest: Mapping[str, Any], words: Mapping[str, Sequence[str]], contract: Contract, *, title: str = "Bundle"
-) -> str:
+def readme(manifest: Mapping[str, Any], contracts: Mapping[str, Contract], *, title: str = "Bundle") -> str:
     """Return README.md of a bundle.
 
     Args:
         manifest: Content of ``bundle.json``.
-        words: {golden name: sentences of the contract}.
-        contract: The first one; its colour spaces choose the code before and after the network.
+        contracts: {golden name: contract}; colour spaces choose the code before and after the network.
         title: Heading.
     """
     model, task = manifest["model"], manifest["task"]
     parts = [f"# {title}: {model}, {task}\n", _table(manifest["artifacts"]), "\n## What goes in, what comes out\n"]
-    for name, lines in words.items():
-        parts.append((f"`golden/{name}.npz`:\n" if len(words) > 1 else "") + "".join(f"- {line}\n" for line in lines))
+    for name, contract in contracts.items():
+        files = [PurePosixPath(row["file"]).name for row in manifest["artifacts"] if _golden(row) == name]
+        heading = f"`{'`, `'.join(files)}`:\n\n" if len(contracts) > 1 else ""
+        parts.append(heading + "".join(f"- {line}\n" for line in contract.words()))
     parts.append(_CHECKS)
     for target, section in _SECTIONS.items():
         rows = [row for row in manifest["artifacts"] if row["target"] == target]
         if rows:
-            parts.append(section(rows[-1], contract, manifest))
+            parts.append(section(rows[-1], contracts[_golden(rows[-1])]))
     return "\n".join(parts)
 
 
@@ -154,11 +154,13 @@ def _fields(row: Mapping[str, Any], contract: Contract) -> dict[str, Any]:
     }
 
 
-def _python(contract: Contract, code: str) -> str:
+def _golden(row: Mapping[str, Any]) -> str:
+    return PurePosixPath(row["golden"]).stem
+
+
+def _python(row: Mapping[str, Any], contract: Contract, code: str) -> str:
     height, width = contract.input_size
-    source = f"{height}x{width}_" + "_".join(
-        spec.color_space.replace("/", "") for spec in (contract.inputs[0], contract.outputs[0])
-    )
+    source = _golden(row)
     lab = "from skimage import color, io" if "cielab" in contract.inputs[0].color_space else "from skimage import io"
     lines = [
         "```python",
@@ -177,29 +179,29 @@ def _python(contract: Contract, code: str) -> str:
     return "\n".join(lines)
 
 
-def _onnx(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
-    return "## ONNX Runtime (Python)\n\n" + _python(contract, _ONNX.format(**_fields(row, contract)))
+def _onnx(row: Mapping[str, Any], contract: Contract) -> str:
+    return "## ONNX Runtime (Python)\n\n" + _python(row, contract, _ONNX.format(**_fields(row, contract)))
 
 
-def _openvino(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
+def _openvino(row: Mapping[str, Any], contract: Contract) -> str:
     hint = {"bf16": "bf16", "fp16": "f16"}.get(row["precision"], "f32")
     note = (
         "The precision hint matters: without it OpenVINO computes FP32 graphs in BF16 where the processor can.\n"
         "A processor without FP16 arithmetic takes `f32` for an `fp16` artifact.\n\n"
     )
     code = _OPENVINO.format(hint="f32" if hint == "f16" else hint, **_fields(row, contract))
-    return "## OpenVINO (Python)\n\n" + note + _python(contract, code)
+    return "## OpenVINO (Python)\n\n" + note + _python(row, contract, code)
 
 
-def _tensorrt(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
+def _tensorrt(row: Mapping[str, Any], contract: Contract) -> str:
     fields = _fields(row, contract)
     module = "tensorrt" if row["package"] == "tensorrt" else "tensorrt_rtx"
     text = f"The engine runs with the package that built it (`{module}`), on the GPUs that its sidecar lists.\n\n"
-    python = _python(contract, _TENSORRT_PYTHON.format(module=module, **fields))
+    python = _python(row, contract, _TENSORRT_PYTHON.format(module=module, **fields))
     return f"## TensorRT\n\n{text}{python}\n```cpp\n{_TENSORRT_CPP.format(**fields)}\n```\n"
 
 
-def _coreml(row: Mapping[str, Any], contract: Contract, _: Mapping[str, Any]) -> str:
+def _coreml(row: Mapping[str, Any], contract: Contract) -> str:
     fields = _fields(row, contract)
     picture_in, picture_out = (spec.color_space == "srgb" for spec in (contract.inputs[0], contract.outputs[0]))
     fill = (_COREML_PICTURE if picture_in else _COREML_ARRAY).format(**fields)

@@ -21,8 +21,10 @@ PREFIX = "pare."
 COLOR_WORDS: Mapping[str, str] = {
     "srgb": "sRGB with its transfer curve, red, green, blue, in [0, 1] (8-bit values divided by 255)",
     "linear-rgb": "linear light with sRGB primaries, red, green, blue, in [0, 1]",
-    "cielab-l/100": "CIELab lightness L of the sRGB photo (D65 white, 2 degree observer), over 100: 0 black, 1 white",
-    "cielab-ab/255": "CIELab chroma a then b (D65 white, 2 degree observer), over 255: 0 is neutral grey",
+    "cielab-l/100": (
+        "CIELab lightness L of the sRGB photo (D65 white, 2 degree observer) divided by 100: 0 is black, 1 is white"
+    ),
+    "cielab-ab/255": "CIELab chroma a then b (D65 white, 2 degree observer) divided by 255: 0 is neutral grey",
 }
 
 
