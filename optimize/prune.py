@@ -172,7 +172,7 @@ def task_losses(task: Task, data: StageContext, config: PruneConfig) -> list[Los
 
     if config.importance != "taylor" and not _weighs(config):
         return []
-    rgb = load_photos(data.train, min(data.input_size), limit=config.photos)
+    rgb = load_photos(data.train.sample(config.photos, seed=data.seed), min(data.input_size))
 
     def on(batch: Tensor) -> Loss:
         inputs, target = task.prepare(batch)
