@@ -101,6 +101,18 @@ TargetSpeedup = Annotated[
     float | None,
     _flag("--target-speedup", help="Prune until an engine is faster by this factor."),
 ]
+Engine = Annotated[
+    list[str] | None,
+    _flag("--engine", help="What pruning measures on: openvino, onnx or torch; again for more. Default: openvino."),
+]
+Importance = Annotated[
+    str | None,
+    _flag("--importance", help="What a channel is worth: taylor, magnitude or bn_scale. Default: taylor."),
+]
+RoundTo = Annotated[
+    int | None,
+    _flag("--round-to", help="Channels left are a multiple of this. Default: 16, less in narrow layers.", min=1),
+]
 Config = Annotated[
     Path | None,
     _flag("--config", help="Recipe file (YAML); flags go over it.", panel=_WHAT),
@@ -147,6 +159,9 @@ KEYS: Mapping[str, str] = {
     "pruning_ratio": "prune.pruning_ratio",
     "target_latency_ms": "prune.target_latency_ms",
     "target_speedup": "prune.target_speedup",
+    "engine": "prune.engines",
+    "importance": "prune.importance",
+    "round_to": "prune.round_to",
     "encoder_weights": "train.encoder_weights",
     "stage": "stages",
     "target": "export.targets",

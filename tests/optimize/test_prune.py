@@ -209,3 +209,15 @@ def test_your_own_network(context: StageContext, tmp_path: Path, monkeypatch: py
     net = load_network(result)
     assert [net[0].out_channels, net[2].out_channels, net[4].in_channels] == [8, 16, 4]
     assert net(torch.rand(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+
+
+def test_command_line_names_engines_importance_and_rounding() -> None:
+    from optimize.flags import recipe_flags
+
+    given = {"engine": ["onnx", "openvino"], "importance": "magnitude", "round_to": 8, "target_speedup": 1.5}
+    assert recipe_flags("prune", given) == {
+        "prune.engines": ["onnx", "openvino"],
+        "prune.importance": "magnitude",
+        "prune.round_to": 8,
+        "prune.target_speedup": 1.5,
+    }
