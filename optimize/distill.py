@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,7 @@ from optimize.data import to_float
 from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
 from optimize.loop import Fit, FitConfig, Phase, run_fit
 from optimize.losses import feature_loss, kl_mse, pixel_loss
+from optimize.steps import written_once
 from optimize.teacher_answers import AnswerConfig, Answers, compute_answers
 
 if TYPE_CHECKING:
@@ -267,9 +269,11 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     }
     shipped = start == "shipped"
     kwargs = Artifact.load(WEIGHTS / str(row.weights)).model_kwargs if shipped else _student_kwargs(config, row)
-    return save_network(
+    path = out / "student.safetensors"
+    save = partial(
+        save_network,
         student,
-        out / "student.safetensors",
+        path,
         model=name,
         task=artifact.task,
         stages=(*artifact.stages, "distill"),
@@ -285,6 +289,7 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
             "wall_seconds": round(time.time() - started, 1),
         },
     )
+    return written_once(save, path)
 
 
 def _held(data: StageContext) -> int:

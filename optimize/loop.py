@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from accelerate.accelerator import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils.operations import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -197,6 +198,12 @@ class Fit:
         content["state"] = state
         optimizer.load_state_dict(content)
 
+    def agree(self) -> None:
+        """Let all processes of a launcher take the first one's time, so that they end together."""
+        if self.accelerator.num_processes > 1:
+            seconds = torch.tensor([self.seconds], dtype=torch.float32, device=self.accelerator.device)
+            self.seconds = float(broadcast(seconds)[0])
+
     def fraction(self, total: int) -> float:
         """Return how much of the training is over, by steps or by time, in [0, 1]."""
         done = self.step / max(total, 1)
@@ -314,6 +321,7 @@ def run_fit(
                     continue
                 for batch in _loader(fit, datasets[phase.size], phase, epoch, skip=fit.step - begun):
                     start = time.monotonic()
+                    fit.agree()
                     fraction = fit.fraction(total)
                     if fraction >= 1.0:
                         return

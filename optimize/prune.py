@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ from optimize.channel_importance import Importance, Loss
 from optimize.latency_search import EngineBench, Goal, Measure, Point, check_goal, search
 from optimize.loop import FitConfig, Phase
 from optimize.pruner import Pruner, example_inputs, prepare
+from optimize.steps import is_main_process, wait_for_all, written_once
 
 if TYPE_CHECKING:
     from models.tasks.base import Task
@@ -259,7 +261,8 @@ def run(
     gained = "latency not measured" if found["speedup"] is None else f"{found['speedup']:.2f}x faster"
     data.progress.note(f"Pruned: {gained}, LPIPS-{data.lpips_net} {lost:+.4f}")
     found.pop("key", None)
-    return save_network(
+    save = partial(
+        save_network,
         small.eval(),
         out / "pruned.safetensors",
         model=artifact.model,
@@ -269,14 +272,13 @@ def run(
         model_kwargs=artifact.model_kwargs,
         metadata={**found, "recipe": _plain(config), "wall_seconds": round(time.time() - started, 1)},
     )
+    return written_once(save, out / "pruned.safetensors")
 
 
 def _start(
     artifact: Artifact, net: nn.Module, config: PruneConfig, data: StageContext, out: Path, measure: Measure | None
 ) -> Artifact:
     """Return the pruned network before fine-tuning, from now or an interrupted run; one process finds it for all."""
-    from optimize.steps import is_main_process, wait_for_all
-
     start = _resume(artifact, config, data, out)
     if start is not None:
         data.progress.note("Going on with the pruned network that was found before")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import Artifact, load_network
@@ -221,3 +222,10 @@ def wait_for_all() -> None:
         from accelerate.state import PartialState
 
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def written_once(write: Callable[[], Artifact], path: Path) -> Artifact:
+    """Let the first process of a launcher write the artifact at ``path``; the others wait and read it."""
+    artifact = write() if is_main_process() else None
+    wait_for_all()
+    return artifact or Artifact.load(path)

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from optimize.data import PhotoCrops, to_float
 from optimize.evaluate import evaluate, load_photos
 from optimize.loop import Fit, FitConfig, Phase, run_fit
 from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, generator_loss, pixel_loss
+from optimize.steps import written_once
 
 if TYPE_CHECKING:
     from models.tasks.base import Task
@@ -218,9 +220,11 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         "photos": len(data.train),
     }
     metadata["log"], metadata["trained"] = log, time.strftime("%Y-%m-%d")
-    return save_network(
+    path = out / f"{spec.name.rpartition(':')[2]}.safetensors"
+    save = partial(
+        save_network,
         fit.ema.net,
-        out / f"{spec.name.rpartition(':')[2]}.safetensors",
+        path,
         model=spec.name,
         task=spec.task,
         half=True,
@@ -228,6 +232,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         model_kwargs=artifact.model_kwargs if artifact else None,
         metadata=metadata,
     )
+    return written_once(save, path)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -327,3 +330,63 @@ def test_wrong_settings_are_refused(make: Callable[[], object], message: str) ->
 
 def test_phases_from_lists() -> None:
     assert phases_from([64, 96], [8, 3], [32, 24]) == (Phase(64, 8, 32), Phase(96, 3, 24))
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from optimize.loop import Fit, FitConfig, Phase, run_fit
+from optimize.steps import is_main_process, wait_for_all
+
+torch.set_num_threads(1)
+
+
+class Numbers:
+    epoch = 0
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        return torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(index))
+
+
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+config = FitConfig(phases=(Phase(32, 50, 4),), mixed_precision="no", max_minutes=1.0)
+fit = Fit(net, config, checkpoint=Path(sys.argv[1]) / "net.checkpoint.safetensors")
+
+
+def step(batch, fraction):
+    fit.seconds += 6.0 if is_main_process() else 1.0  # the processes differ in what they took for time
+    return {"loss": (fit.net(batch) + batch).square().mean()}
+
+
+run_fit(fit, lambda phase: Numbers(), step, description="Learning")
+wait_for_all()
+weights = torch.cat([p.detach().flatten() for p in fit.raw_net.parameters()])
+Path(sys.argv[1], f"{fit.accelerator.process_index}.txt").write_text(f"{fit.step} {weights.sum().item():.6f}")
+"""
+
+
+def test_two_processes_train_one_network_and_end_together(tmp_path: Path) -> None:
+    (tmp_path / "process.py").write_text(PROCESS, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, str(tmp_path / "process.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / f"{index}.txt").read_text().split() for index in range(2))
+    assert first == second
+    assert 9 <= int(first[0]) <= 11
+    assert (tmp_path / "net.checkpoint.safetensors").is_file()
