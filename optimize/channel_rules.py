@@ -40,7 +40,8 @@ def apply_rule(tracer: ChannelTracer, func: Any, args: Any, kwargs: Any, result:
     """Find the rule of ``func``, apply it, and label ``result``."""
     name = func.overloadpacket.__name__.rstrip("_") if hasattr(func, "overloadpacket") else str(func)
     tensors = flatten([args, list(kwargs.values())])
-    if name in _SKIPPED or not any(tracer.has_labels(tensor) for tensor in tensors):
+    followed = any(tracer.has_labels(tensor) for tensor in tensors)
+    if name in _SKIPPED or not (followed or name == "expand"):  # what is expanded follows any number of channels
         return
     labels: Any = None
     if name in _RULES:

@@ -232,7 +232,7 @@ def test_channels_under_a_norm_or_attention_go_together(name: str) -> None:
 def test_our_models_prune_exactly_to_the_last_layer(model: str, kwargs: dict[str, object]) -> None:
     net = _shake(models.create_model(model, **kwargs))
     channels = map_channels(net, [torch.rand(1, 1, 32, 32)])
-    assert list(channels.kept) == ["head"]
+    assert dict(channels.kept) == {"head": "is the network's output"}
     generator = torch.Generator().manual_seed(1)
     removal = {
         group: torch.randperm(group.units, generator=generator)[: group.units // 2].tolist()
