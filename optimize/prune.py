@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SPEEDUP = 1.8
 _JUDGED = 48
+_JUDGES = 24
 FineTune = Callable[[nn.Module], tuple[nn.Module, dict[str, Any]]]
 
 
@@ -237,8 +238,8 @@ def run(
     Returns:
         The pruned artifact. Its metadata hold ``pruning_ratio`` (of all prunable channels, after rounding),
         ``speedup`` (None with ``speedup_reason`` where it could not be measured), ``points``, ``groups`` (channels
-        before and after), ``kept`` (layer -> why it was not pruned), ``params_m`` and ``gmacs`` before and after, and
-        ``scores`` (LPIPS before, pruned, fine-tuned).
+        before and after), ``kept`` (layer -> why it was not pruned), ``params_m`` and ``gmacs`` before and after,
+        ``scores`` (LPIPS before, pruned, fine-tuned) and ``fine_tuning_used`` (False: it made things worse).
 
     Raises:
         UnsupportedError: Nothing can be pruned, the target is out of reach, or an engine does not run here.
@@ -255,9 +256,15 @@ def run(
     found["scores"] = {"lpips_net": data.lpips_net, "before": before, "pruned": pruned}
     if config.fine_tune:
         tune = fine_tune or distilled(artifact, config, data, out)
-        small, found["fine_tuning"] = tune(small)
-        found["scores"]["fine_tuned"] = _scores(small, task, data)
-    lost = found["scores"].get("fine_tuned", pruned)["lpips"] - before["lpips"]
+        tuned, found["fine_tuning"] = tune(load_network(start))
+        found["scores"]["fine_tuned"] = _scores(tuned, task, data)
+        found["fine_tuning_used"] = _judged(tuned, task, data) <= _judged(small, task, data)
+        if found["fine_tuning_used"]:
+            small = tuned
+        else:
+            data.progress.note("Fine-tuning made it worse on training photos: kept the pruned network as it was")
+    after = found["scores"]["fine_tuned"] if found.get("fine_tuning_used") else pruned
+    lost = after["lpips"] - before["lpips"]
     gained = "latency not measured" if found["speedup"] is None else f"{found['speedup']:.2f}x faster"
     data.progress.note(f"Pruned: {gained}, LPIPS-{data.lpips_net} {lost:+.4f}")
     found.pop("key", None)
@@ -390,6 +397,15 @@ def _scores(net: nn.Module, task: Task, data: StageContext) -> Mapping[str, floa
 
     rgb = load_photos(data.eval, data.input_size[0], limit=_JUDGED)
     return evaluate(net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
+
+
+def _judged(net: nn.Module, task: Task, data: StageContext) -> float:
+    """Return the LPIPS of a network on some training photos: the evaluation photos are not for choosing."""
+    from optimize.evaluate import load_photos, lpips_all, render_all
+
+    rgb = load_photos(data.train.sample(_JUDGES, seed=data.seed + 1), data.input_size[0])
+    rendered = render_all(net, task, rgb)
+    return float(lpips_all(rendered, rgb, net=data.lpips_net, weights=data.lpips_weights).mean())
 
 
 def _sizes(net: nn.Module, small: nn.Module, spec: ModelSpec, size: tuple[int, int]) -> dict[str, Any]:

@@ -98,7 +98,8 @@ def test_to_a_speedup_with_fine_tuning(tiny_teacher: Artifact, context: StageCon
     def fine_tune(net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         tuned.append(sum(p.numel() for p in net.parameters()))
         with torch.no_grad():
-            net.head.bias.zero_()
+            net.head.weight.zero_()
+            net.head.bias.zero_()  # no chroma: better than random chroma
         return net, {"steps": 1}
 
     config = PruneConfig(target_speedup=1.8, importance="taylor", photos=2, round_to=1)
@@ -114,8 +115,28 @@ def test_to_a_speedup_with_fine_tuning(tiny_teacher: Artifact, context: StageCon
     assert whole / tuned[0] == pytest.approx(result.metadata["speedup"], rel=1e-3)
     assert not load_network(result).head.bias.any()
     assert result.metadata["fine_tuning"] == {"steps": 1}
+    assert result.metadata["fine_tuning_used"] is True
     assert set(result.metadata["scores"]) == {"lpips_net", "before", "pruned", "fine_tuned"}
     assert len(result.metadata["points"]) >= 1
+
+
+def test_fine_tuning_that_harms_is_not_kept(tiny_teacher: Artifact, context: StageContext, tmp_path: Path) -> None:
+    def fine_tune(net: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+        with torch.no_grad():
+            net.head.bias.add_(0.4)
+        return net, {}
+
+    neutral = load_network(tiny_teacher)
+    nn.init.zeros_(neutral.head.weight)
+    nn.init.zeros_(neutral.head.bias)
+    path = tmp_path / "neutral.safetensors"
+    same = {"model": tiny_teacher.model, "task": tiny_teacher.task, "model_kwargs": tiny_teacher.model_kwargs}
+    artifact = save_network(neutral, path, **same)
+    config = PruneConfig(pruning_ratio=0.3, **{**FAST, "fine_tune": True})
+    result = run(artifact, config, context, tmp_path, fine_tune=fine_tune)
+    assert result.metadata["fine_tuning_used"] is False
+    assert torch.equal(load_network(result).head.bias, load_network(tmp_path / "prune_start.safetensors").head.bias)
+    assert result.metadata["scores"]["fine_tuned"]["lpips"] > result.metadata["scores"]["pruned"]["lpips"]
 
 
 def test_an_interrupted_run_goes_on_with_the_network_it_found(
