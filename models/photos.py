@@ -204,6 +204,11 @@ class PhotoSet(Sequence[Any]):
         """Say what was skipped, for example ``3 skipped (2 grey, 1 corrupt)``; empty when nothing was."""
         return f"{len(self.skipped)} skipped ({_counts(self.skipped)})" if self.skipped else ""
 
+    def without(self, other: PhotoSet) -> PhotoSet:
+        """Return the photos that are not in ``other``."""
+        gone = set(other.paths)
+        return self._part([path for path in self.paths if path not in gone])
+
     def _known_bad(self) -> frozenset[Path]:
         if self._bad[0] != len(self.skipped):
             self._bad = len(self.skipped), frozenset(entry.path for entry in self.skipped)

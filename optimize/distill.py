@@ -29,6 +29,7 @@ from optimize.steps import written_once
 from optimize.teacher_answers import AnswerConfig, Answers, compute_answers
 
 if TYPE_CHECKING:
+    from models.photos import PhotoSet
     from models.spec import ModelSpec
     from models.tasks.base import Task
     from optimize.stage import StageContext
@@ -248,9 +249,11 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     data.progress.note(f"Student {name} starts from {'the shipped weights' if start == 'shipped' else 'scratch'}")
     before = copy.deepcopy(student)
     row = get_spec(name, task=artifact.task)
-    held = replace(data, train=data.train) if len(data.train) < 4 else replace(data, train=data.train[: -_held(data)])
-    student, account = distill_network(student, artifact, config, held, out, feature=row.feature)
-    judges = load_photos(data.train[-_held(data) :], data.input_size[0])
+    learned, judging = hold_out(data)
+    student, account = distill_network(
+        student, artifact, config, replace(data, train=learned), out, feature=row.feature
+    )
+    judges = load_photos(judging, data.input_size[0])
     kept = "result"
     if config.keep_best and start == "shipped":
         gaps = {
@@ -285,16 +288,21 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
             "recipe": to_plain(config),
             "scores": scores,
             "account": account,
-            "photos": len(held.train),
+            "photos": len(learned),
             "wall_seconds": round(time.time() - started, 1),
         },
     )
     return written_once(save, path)
 
 
-def _held(data: StageContext) -> int:
-    """Photos of the training set that are held out to judge: a tenth, 1 to 24."""
-    return min(max(len(data.train) // 10, 1), _JUDGES)
+def hold_out(data: StageContext) -> tuple[PhotoSet, PhotoSet]:
+    """Return the photos to learn from, and a tenth of them, 1 to 24 drawn at random, that judge the result instead.
+
+    Fewer than four photos are all learned from, and one of them judges too.
+    """
+    photos = data.train
+    judging = photos.sample(min(max(len(photos) // 10, 1), _JUDGES), seed=data.seed)
+    return (photos if len(photos) < 4 else photos.without(judging)), judging
 
 
 def _gap(net: nn.Module, teacher: Artifact, task: Task, rgb: Tensor, data: StageContext) -> float:

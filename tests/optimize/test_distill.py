@@ -16,9 +16,10 @@ import models
 from models import registry
 from models.artifact import Artifact, load_network
 from models.errors import ConfigError, RunFolderError, TrainingError, UnsupportedError
+from models.photos import PhotoSet
 from optimize import distill as module
 from optimize import teacher_answers
-from optimize.distill import DistillConfig, DistillStep, FeatureTap, distill_network, run, start_student
+from optimize.distill import DistillConfig, DistillStep, FeatureTap, distill_network, hold_out, run, start_student
 from optimize.evaluate import load_photos
 from optimize.loop import FitConfig, Phase
 from optimize.stage import StageContext
@@ -128,6 +129,16 @@ def test_the_shipped_student_is_the_start_of_the_shipped_teacher(
     assert set(student.metadata["account"]["lpips_to_teacher_held_out"]) == {"before", "after"}
     assert any("starts from the shipped weights" in note for note in notes)
     assert load_network(student).stem[0].out_channels == 8
+
+
+def test_the_photos_that_judge_are_drawn_at_random_and_not_learned_from(context: StageContext) -> None:
+    train = context.train
+    many = PhotoSet([train.root / f"{index:03}.png" for index in range(100)], root=train.root)
+    learned, judging = hold_out(replace(context, train=many))
+    assert (len(learned), len(judging)) == (90, 10)
+    assert set(learned.paths) | set(judging.paths) == set(many.paths)
+    assert judging.paths not in (many.paths[:10], many.paths[-10:])  # a folder is often sorted by subject
+    assert hold_out(replace(context, train=many[:3]))[0].paths == many.paths[:3]
 
 
 @pytest.mark.parametrize("why", ["from_scratch", "student_kwargs", "another teacher"])
