@@ -24,6 +24,10 @@ COLOR_WORDS: Mapping[str, str] = {
     "cielab-l/100": (
         "CIELab lightness L of the sRGB photo (D65 white, 2 degree observer) divided by 100: 0 is black, 1 is white"
     ),
+    "overlay-soft-light": (
+        "grey overlay composited over the photo in Photoshop's Soft Light: 0.5 changes nothing, less darkens, more "
+        "lightens"
+    ),
     "cielab-ab/255": "CIELab chroma a then b (D65 white, 2 degree observer) divided by 255: 0 is neutral grey",
 }
 

@@ -47,7 +47,10 @@ _MODEL_ROWS = (
         source="Pare",
     ),
 )
-_TASK_ROWS = (("colorize", "models.tasks.colorize:Colorize"),)
+_TASK_ROWS = (
+    ("colorize", "models.tasks.colorize:Colorize"),
+    ("overlay", "models.tasks.overlay:Overlay"),
+)
 
 
 def _table(rows: tuple[tuple[str, Any], ...]) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class DistillStep:
             values["feature"] = feature_loss(self.fit.extras(self.tap.value()).float(), feature.float())
             loss = loss + config.feature_weight * values["feature"]
         if self.perceptual is not None:
-            wanted = rgb if config.perceptual_target == "truth" else task.render(inputs, answer)
+            to_truth = config.perceptual_target == "truth"
+            wanted = task.truth(inputs, target) if to_truth else task.render(inputs, answer)
             with self.fit.accelerator.autocast():
                 values["lpips"] = self.perceptual(task.render(inputs, output), wanted).float().mean()
             loss = loss + config.perceptual_weight * values["lpips"]

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
 
 
 def load_photos(photos: PhotoSet, size: int, *, limit: int | None = None) -> Tensor:
-    """Decode up to ``limit`` photos as centre squares: (N, 3, size, size) in [0, 1]."""
+    """Decode up to ``limit`` photos as centre squares: (N, 3, size, size) in [0, 1]; (N, 6, size, size) of pairs."""
     count = len(photos) if limit is None else min(limit, len(photos))
     return to_batch([centre_square(photos.load(index), size) for index in range(count)])
 
 
 @torch.inference_mode()
 def render_all(net: nn.Module, task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
-    """Run ``net`` over photos (N, 3, H, W) and render: RGB (N, 3, H, W) in [0, 1]. Restores train or eval mode."""
+    """Run ``net`` over photos (N, 3, H, W) or pairs (N, 6, H, W) and render: RGB (N, 3, H, W) in [0, 1].
+
+    Restores train or eval mode.
+    """
     training = net.training
     net.eval()
     rendered = []
@@ -34,6 +37,19 @@ def render_all(net: nn.Module, task: Task, rgb: Tensor, *, batch_size: int = 8) 
         rendered.append(task.render(inputs, net(inputs)))
     net.train(training)
     return torch.cat(rendered)
+
+
+@torch.inference_mode()
+def truth_all(task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
+    """Return what a perfect network would render of photos (N, 3, H, W), or of pairs (N, 6, H, W): (N, 3, H, W)."""
+    return torch.cat([task.truth(*task.prepare(part)) for part in rgb.split(batch_size)])
+
+
+@torch.inference_mode()
+def idle_all(task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
+    """Return what the task's do-nothing baseline renders of photos (N, 3, H, W) or pairs (N, 6, H, W)."""
+    inputs = [task.prepare(part)[0] for part in rgb.split(batch_size)]
+    return torch.cat([task.render(part, task.baseline(part)) for part in inputs])
 
 
 @torch.inference_mode()
@@ -58,26 +74,28 @@ def evaluate(
     Args:
         net: Network of ``task``.
         task: How photos become input and output becomes RGB.
-        rgb: Photos (N, 3, H, W) in [0, 1] that were not trained on.
+        rgb: Photos (N, 3, H, W) or pairs (N, 6, H, W) in [0, 1] that were not trained on; judged against
+            ``task.truth``.
         lpips_net: Which LPIPS; named in the answer's keys' meaning, never mixed.
         lpips_weights: Where the official weights are, for the official nets.
         batch_size: Photos a forward pass.
 
     Returns:
-        ``lpips``, ``lpips_do_nothing`` (the task's baseline), ``lpips_ratio`` of both, ``psnr_db`` and
-        ``colourfulness_ratio`` (mean max - min of RGB over the truth's), each a mean over photos.
+        ``lpips``, ``lpips_do_nothing`` (the task's baseline), ``lpips_ratio`` of both, ``psnr_db``,
+        ``psnr_db_do_nothing`` and ``colourfulness_ratio`` (mean max - min of RGB over the truth's), each a mean over
+        photos.
     """
     rendered = render_all(net, task, rgb, batch_size=batch_size)
-    inputs, _ = task.prepare(rgb)
-    idle = task.render(inputs, task.baseline(inputs))
-    score = float(lpips_all(rendered, rgb, net=lpips_net, weights=lpips_weights).mean())
-    floor = float(lpips_all(idle, rgb, net=lpips_net, weights=lpips_weights).mean())
+    truth, idle = (of(task, rgb, batch_size=batch_size) for of in (truth_all, idle_all))
+    score = float(lpips_all(rendered, truth, net=lpips_net, weights=lpips_weights).mean())
+    floor = float(lpips_all(idle, truth, net=lpips_net, weights=lpips_weights).mean())
     return {
         "lpips": score,
         "lpips_do_nothing": floor,
         "lpips_ratio": score / max(floor, 1e-9),
-        "psnr_db": float(psnr(rendered, rgb).mean()),
-        "colourfulness_ratio": float(_spread(rendered) / _spread(rgb).clamp_min(1e-6)),
+        "psnr_db": float(psnr(rendered, truth).mean()),
+        "psnr_db_do_nothing": float(psnr(idle, truth).mean()),
+        "colourfulness_ratio": float(_spread(rendered) / _spread(truth).clamp_min(1e-6)),
     }
 
 

@@ -401,11 +401,11 @@ def _scores(net: nn.Module, task: Task, data: StageContext) -> Mapping[str, floa
 
 def _judged(net: nn.Module, task: Task, data: StageContext) -> float:
     """Return the LPIPS of a network on some training photos: the evaluation photos are not for choosing."""
-    from optimize.evaluate import load_photos, lpips_all, render_all
+    from optimize.evaluate import load_photos, lpips_all, render_all, truth_all
 
     rgb = load_photos(data.train.sample(_JUDGES, seed=data.seed + 1), data.input_size[0])
     rendered = render_all(net, task, rgb)
-    return float(lpips_all(rendered, rgb, net=data.lpips_net, weights=data.lpips_weights).mean())
+    return float(lpips_all(rendered, truth_all(task, rgb), net=data.lpips_net, weights=data.lpips_weights).mean())
 
 
 def _sizes(net: nn.Module, small: nn.Module, spec: ModelSpec, size: tuple[int, int]) -> dict[str, Any]:

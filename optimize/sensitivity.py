@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models.progress import NULL_PROGRESS, Progress
-from optimize.evaluate import lpips_all, render_all
+from optimize.evaluate import lpips_all, render_all, truth_all
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,13 +53,18 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class Scorer:
-    """Scores a simulated network on photos (N, 3, H, W) with one LPIPS net."""
+    """Scores a simulated network on photos (N, 3, H, W), or pairs (N, 6, H, W), with one LPIPS net."""
 
     simulation: SimulatedInt8
     task: Task
     rgb: Tensor
     lpips_net: str = "lite"
     lpips_weights: Path | None = None
+
+    @cached_property
+    def truth(self) -> Tensor:
+        """What a perfect network would render: (N, 3, H, W) in [0, 1]."""
+        return truth_all(self.task, self.rgb)
 
     def render(self, layers: Collection[str]) -> Tensor:
         """Return the pictures of the network with ``layers`` in INT8: (N, 3, H, W) in [0, 1]."""
@@ -70,8 +76,8 @@ class Scorer:
         return float(lpips_all(preds, target, net=self.lpips_net, weights=self.lpips_weights).mean())
 
     def drop(self, layers: Collection[str], float_lpips: float) -> float:
-        """LPIPS to the photos with ``layers`` in INT8, minus ``float_lpips``."""
-        return self.distance(self.render(layers), self.rgb) - float_lpips
+        """LPIPS to the truth with ``layers`` in INT8, minus ``float_lpips``."""
+        return self.distance(self.render(layers), self.truth) - float_lpips
 
 
 @torch.no_grad()
@@ -79,7 +85,7 @@ def score_layers(scorer: Scorer, *, progress: Progress = NULL_PROGRESS) -> list[
     """Quantize one layer at a time and measure; in the order that the network calls them."""
     simulation = scorer.simulation
     reference = scorer.render(())
-    start = scorer.distance(reference, scorer.rgb)
+    start = scorer.distance(reference, scorer.truth)
     total = max(sum(simulation.macs.values()), 1)
     scores = []
     with progress.track("Sensitivity of layers", total=len(simulation.layers)) as bar:
@@ -88,7 +94,7 @@ def score_layers(scorer: Scorer, *, progress: Progress = NULL_PROGRESS) -> list[
             low, high = simulation.ranges[layer]
             found = LayerSensitivity(
                 layer=layer,
-                lpips_drop=scorer.distance(picture, scorer.rgb) - start,
+                lpips_drop=scorer.distance(picture, scorer.truth) - start,
                 lpips_to_float=scorer.distance(picture, reference),
                 macs_share=simulation.macs[layer] / total,
                 low=low,

@@ -129,7 +129,9 @@ class TrainStep:
         loss = pixel
         if self.perceptual is not None:
             with self.fit.accelerator.autocast():
-                values["lpips"] = self.perceptual(task.render(inputs, output), rgb).float().mean()
+                values["lpips"] = (
+                    self.perceptual(task.render(inputs, output), task.truth(inputs, target)).float().mean()
+                )
             loss = loss + config.perceptual_weight * values["lpips"]
         if self.fit.adversary is not None and fraction >= config.adversarial_from:
             loss = loss + self._adversarial(inputs, output, target, fraction, values)

@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from models.spec import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a training photo (to both pictures of a pair alike) without making its target wrong.
+
+    Attributes:
+        horizontal_flip: Mirror left and right.
+        vertical_flip: Mirror top and bottom: shading that is painted for light from above would be taught upside down.
+        tone_jitter: Shift the gamma of the photo. Never done to a pair, whose target is another picture.
+    """
+
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    tone_jitter: bool = True
 
 
 class Task(ABC):
@@ -21,6 +37,8 @@ class Task(ABC):
         metrics: Names of the metrics that matter, in the order of the report.
         output_scale: Output units of one step that a person can see; losses divide by it.
         do_nothing: What the do-nothing baseline is, in words.
+        paired: ``prepare`` also takes pairs (N, 6, H, W): the photo, and behind it what a person made of it.
+        augmentation: What may be done to training photos.
     """
 
     name: ClassVar[str]
@@ -29,6 +47,8 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e")
     output_scale: ClassVar[float] = 1.0
     do_nothing: ClassVar[str] = "the input, unchanged"
+    paired: ClassVar[bool] = False
+    augmentation: ClassVar[Augmentation] = Augmentation()
 
     @abstractmethod
     def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,6 +61,10 @@ class Task(ABC):
     @abstractmethod
     def baseline(self, inputs: Tensor) -> Tensor:
         """Return the output (N, C, H, W) of doing nothing, to compare with."""
+
+    def truth(self, inputs: Tensor, target: Tensor) -> Tensor:
+        """Return the picture (N, 3, H, W) in [0, 1] that a perfect network would give: the target, rendered."""
+        return self.render(inputs, target)
 
     def loss_weight(self, target: Tensor) -> Tensor:
         """Return a per-pixel loss weight (N, 1, H, W) for ``target``; ones unless the task says otherwise."""
