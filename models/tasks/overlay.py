@@ -1,8 +1,8 @@
 """Retouching overlays: a photo in, a grey map centred on 0.5 out, composited over the photo by Soft Light.
 
 The formula is Photoshop's (``models.blend`` has W3C's and Pegtop's beside it): the map can be handed to a retoucher as
-a layer in Soft Light mode, and the composite here is what the editor shows. The target comes from a retoucher (a pair of
-photo and map, or of photo and retouched photo, six channels), or is made from the photo by
+a layer in Soft Light mode, and the composite here is what the editor shows. The target comes from a retoucher (a pair
+of photo and map, or of photo and retouched photo, six channels), or is made from the photo by
 ``models.overlay_targets.dodge_and_burn``.
 """
 
