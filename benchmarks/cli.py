@@ -65,7 +65,9 @@ def run_command(
     from benchmarks.run import benchmark
     from benchmarks.settings import Settings
     from models.artifact import Artifact
-    from models.photos import embedded_photos, open_photos
+    from models.paired_photos import open_for
+    from models.photos import embedded_photos
+    from models.registry import get_task
 
     settings = Settings(
         input_size=input_size,
@@ -84,7 +86,8 @@ def run_command(
     with ExitStack() as stack:
         artifacts, root = find_artifacts(paths, stack)
         reference = Artifact.load(teacher) if teacher is not None else None
-        photos = open_photos(data) if data is not None else embedded_photos("eval")
+        paired = any(get_task(artifact.task).paired for artifact in artifacts)
+        photos = open_for(data, paired=paired) if data is not None else embedded_photos("eval")
         progress = make_progress(quiet=quiet)
         result = benchmark(artifacts, photos, teacher=reference, settings=settings, root=root, progress=progress)
     written = _save(result, output)

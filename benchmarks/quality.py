@@ -156,7 +156,7 @@ def render(task: Task, inputs: Tensor, infer: Infer) -> tuple[Tensor, float]:
 def end_to_end(task: Task, photo: NDArray[np.uint8], infer: Infer) -> NDArray[np.uint8]:
     """What an app does: RGB (H, W, 3) uint8 -> tensors, colour conversion, engine, rendering -> RGB uint8."""
     with torch.inference_mode():
-        inputs, _ = task.prepare(to_batch([photo]))
+        inputs = task.app_input(to_batch([photo]))
         picture, _ = render(task, inputs, infer)
         return to_uint8(picture)
 

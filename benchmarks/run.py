@@ -230,7 +230,7 @@ def prepared(task: Task, photo: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     from models.photos import to_batch
 
-    inputs, _ = task.prepare(to_batch([photo]))
+    inputs = task.app_input(to_batch([photo]))
     return np.ascontiguousarray(inputs.numpy(), dtype=np.float32)
 
 

@@ -16,6 +16,7 @@ MAXIMUM_PIXELS = 120_000_000
 #: Mean of max(RGB) - min(RGB), 8-bit steps, under which a photo counts as grey.
 GREY_CHROMA = 2.0
 
+_ORIENTATION = 0x0112
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".avif", ".mpo"}
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L"}
@@ -67,6 +68,21 @@ def decode(path: Path, *, short_side: int | None = None, keep_grey: bool = False
     return array
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return height and width of a file as ``decode`` will give them, by its header.
+
+    Raises:
+        Rejected: It cannot be opened.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        try:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        except (OSError, SyntaxError, ValueError, EOFError):
+            turned = False
+    return (width, height) if turned else (height, width)
+
+
 def chroma(rgb: Any) -> float:
     """Return the mean of max(RGB) - min(RGB) of (H, W, 3) uint8, in 8-bit steps, over a grid of about 128 x 128."""
     part = rgb[:: max(rgb.shape[0] // 128, 1), :: max(rgb.shape[1] // 128, 1)].astype(np.int16)
@@ -76,7 +92,12 @@ def chroma(rgb: Any) -> float:
 
 
 def cover(rgb: Any, height: int, width: int) -> Any:
-    """Resize (H, W, 3) uint8 so that it just covers ``height`` x ``width``, Lanczos, and cut out the centre."""
+    """Resize (H, W, 3) uint8 so that it just covers ``height`` x ``width``, Lanczos, and cut out the centre.
+
+    Of a pair (H, W, 6), both pictures alike.
+    """
+    if rgb.shape[2] == 6:
+        return np.concatenate([cover(rgb[..., :3], height, width), cover(rgb[..., 3:], height, width)], axis=2)
     rows, columns = rgb.shape[:2]
     scale = max(height / rows, width / columns)
     size = (max(round(columns * scale), width), max(round(rows * scale), height))

@@ -123,7 +123,7 @@ class PhotoSet(Sequence[Any]):
             short_side: Shrink to this many pixels on the short side (never enlarged); faster for large JPEG files.
 
         Returns:
-            Array (H, W, 3) uint8, sRGB.
+            Array (H, W, 3) uint8, sRGB; of pairs (``models.paired_photos``) (H, W, 6).
 
         Raises:
             DataError: No photo of the set can be decoded.
@@ -135,10 +135,10 @@ class PhotoSet(Sequence[Any]):
             if path in self._known_bad():
                 continue
             try:
-                return decode(path, short_side=short_side, keep_grey=self.keep_grey)
+                return self._decode(path, short_side)
             except Rejected as error:
                 self._record(Skipped(path, error.kind, error.reason))
-        raise _nothing_usable(self.root, len(self), self.skipped)
+        raise nothing_usable(self.root, len(self), self.skipped)
 
     def split(self, fraction: float, *, seed: int = 0) -> tuple[PhotoSet, PhotoSet]:
         """Split in two, about ``1 - fraction`` and ``fraction`` of the photos.
@@ -182,12 +182,12 @@ class PhotoSet(Sequence[Any]):
             if len(chosen) == count:
                 break
             try:
-                decode(self.paths[index], short_side=MINIMUM_SIDE, keep_grey=self.keep_grey)
+                self._decode(self.paths[index], MINIMUM_SIDE)
                 chosen.append(index)
             except Rejected as error:
                 self._record(Skipped(self.paths[index], error.kind, error.reason))
         if not chosen:
-            raise _nothing_usable(self.root, len(self), self.skipped)
+            raise nothing_usable(self.root, len(self), self.skipped)
         return self._part([self.paths[index] for index in sorted(chosen)])
 
     @property
@@ -196,7 +196,7 @@ class PhotoSet(Sequence[Any]):
         if self._fingerprint is None:
             digest = hashlib.sha256(b"grey" if self.keep_grey else b"colour")
             for name, path in zip(self.names, self.paths, strict=True):
-                digest.update(name.encode() + b"\0" + _content_key(path))
+                digest.update(name.encode() + b"\0" + self._key(path))
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
@@ -208,6 +208,12 @@ class PhotoSet(Sequence[Any]):
         """Return the photos that are not in ``other``."""
         gone = set(other.paths)
         return self._part([path for path in self.paths if path not in gone])
+
+    def _decode(self, path: Path, short_side: int | None) -> Any:
+        return decode(path, short_side=short_side, keep_grey=self.keep_grey)
+
+    def _key(self, path: Path) -> bytes:
+        return content_key(path)
 
     def _known_bad(self) -> frozenset[Path]:
         if self._bad[0] != len(self.skipped):
@@ -239,14 +245,14 @@ def open_photos(folder: str | Path, *, keep_grey: bool = False) -> PhotoSet:
     skipped: list[Skipped] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF, large pictures: judged below, not printed
-        for path in _files(root):
+        for path in files_of(root):
             try:
                 inspect(path, keep_grey=keep_grey)
                 paths.append(path)
             except Rejected as error:
                 skipped.append(Skipped(path, error.kind, error.reason))
     if not paths:
-        raise _nothing_usable(root, len(skipped), skipped)
+        raise nothing_usable(root, len(skipped), skipped)
     return PhotoSet(paths, root=root, skipped=skipped, keep_grey=keep_grey)
 
 
@@ -274,17 +280,17 @@ def embedded_photos(side: Literal["train", "eval"]) -> PhotoSet:
 
 
 def centre_crop(rgb: Any, height: int, width: int) -> Any:
-    """Resize (H, W, 3) uint8 so that it just covers ``height`` x ``width`` (antialiased), and cut out the centre."""
+    """Resize (H, W, 3 or 6) uint8 so that it just covers ``height`` x ``width``, and cut out the centre."""
     return photo_decode.cover(rgb, height, width)
 
 
 def centre_square(rgb: Any, size: int) -> Any:
-    """Resize the short side of (H, W, 3) uint8 to ``size`` (antialiased) and cut out the central square."""
+    """Resize the short side of (H, W, 3 or 6) uint8 to ``size`` (antialiased) and cut out the central square."""
     return photo_decode.cover(rgb, size, size)
 
 
 def to_batch(photos: Sequence[Any]) -> Tensor:
-    """Stack arrays (H, W, 3) uint8 of one size into a float32 tensor (N, 3, H, W) in [0, 1].
+    """Stack arrays (H, W, 3 or 6) uint8 of one size into a float32 tensor (N, 3 or 6, H, W) in [0, 1].
 
     Raises:
         DataError: No photo, or photos of different sizes.
@@ -293,14 +299,15 @@ def to_batch(photos: Sequence[Any]) -> Tensor:
     import torch
 
     shapes = {tuple(photo.shape) for photo in photos}
-    if len(shapes) != 1 or any(len(shape) != 3 or shape[2] != 3 for shape in shapes):
+    if len(shapes) != 1 or any(len(shape) != 3 or shape[2] not in (3, 6) for shape in shapes):
         fix = "crop them with centre_square first"
         raise DataError(explain("batch", expected="photos (H, W, 3) of one size", got=sorted(shapes), fix=fix))
     stacked = np.ascontiguousarray(np.stack(photos).transpose(0, 3, 1, 2))
     return torch.from_numpy(stacked).float().div_(255)
 
 
-def _files(root: Path) -> Iterator[Path]:
+def files_of(root: Path) -> Iterator[Path]:
+    """Walk a folder in sorted order; hidden files and folders and ``__MACOSX`` are left out."""
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
         for name in sorted(files):
@@ -312,7 +319,7 @@ def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
-def _content_key(path: Path) -> bytes:
+def content_key(path: Path) -> bytes:
     """Hash the size and both ends of a file: enough to tell photos apart without reading them whole."""
     try:
         with path.open("rb") as stream:
@@ -325,7 +332,7 @@ def _content_key(path: Path) -> bytes:
 
 
 def _place(path: Path, seed: int) -> float:
-    digest = hashlib.sha256(str(seed).encode() + _content_key(path)).digest()
+    digest = hashlib.sha256(str(seed).encode() + content_key(path)).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -334,7 +341,8 @@ def _counts(skipped: Sequence[Skipped]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
-def _nothing_usable(root: Path, files: int, skipped: Sequence[Skipped]) -> DataError:
+def nothing_usable(root: Path, files: int, skipped: Sequence[Skipped]) -> DataError:
+    """Return the error that says why not one of ``files`` files can be used."""
     got = f"{files} files, all skipped: {_counts(skipped)}" if skipped else "an empty folder"
     if skipped:
         first = skipped[0]

@@ -91,8 +91,8 @@ def gather(
                 crops.append(centre_crop(part, *input_size))
                 bar.advance()
     rgb = to_batch(crops)
-    _refuse_one_colour(rgb, photos)
-    coverage = describe_coverage(rgb, photos=len(chosen))
+    _refuse_one_colour(rgb[:, :3], photos)
+    coverage = describe_coverage(rgb[:, :3], photos=len(chosen))
     inputs = torch.cat([task.prepare(part)[0] for part in rgb.split(16)])
     return CalibrationSet(rgb=rgb, inputs=inputs, photos=len(chosen), coverage=coverage)
 

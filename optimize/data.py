@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.errors import ConfigError, explain
+from models.tasks.base import Augmentation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from models.photos import PhotoSet
 
 _MARGIN = 1.3
+ANY = Augmentation()
 
 
 class PhotoCrops(Dataset[Tensor]):
-    """Random square crops of photos as uint8 tensors (3, size, size).
+    """Random square crops of photos as uint8 tensors (3, size, size), of pairs (6, size, size) from one place.
 
     A crop depends on ``seed``, the epoch and the photo only, so that a resumed training sees the same ones.
 
@@ -30,7 +32,8 @@ class PhotoCrops(Dataset[Tensor]):
         size: Side of a crop, pixels.
         seed: Start of the random numbers.
         min_area: Smallest share of the photo's central square that a crop covers, in (0, 1].
-        tone_jitter: Half-width of the random gamma in log2 (0: none); applied to all channels alike.
+        tone_jitter: Half-width of the random gamma in log2 (0: none); applied to all channels alike, never to a pair.
+        augmentation: What the task allows.
         memory_mb: Decoded photos are kept up to this many megabytes; the rest is decoded again at each use.
     """
 
@@ -44,13 +47,15 @@ class PhotoCrops(Dataset[Tensor]):
         tone_jitter: float = 0.15,
         memory_mb: int = 1500,
         repeat: int = 1,
+        augmentation: Augmentation = ANY,
     ) -> None:
         if size < 16 or not 0 < min_area <= 1 or repeat < 1:
             got = f"size {size}, min_area {min_area}, repeat {repeat}"
             expected = "size >= 16, 0 < min_area <= 1, repeat >= 1"
             raise ConfigError(explain("crops", expected=expected, got=got, fix="change the config"))
         self.photos, self.size, self.seed = photos, size, seed
-        self.min_area, self.tone_jitter, self.repeat = min_area, tone_jitter, repeat
+        self.min_area, self.repeat, self.augmentation = min_area, repeat, augmentation
+        self.tone_jitter = tone_jitter if augmentation.tone_jitter else 0.0
         self.epoch = 0
         self._kept: dict[int, NDArray[np.uint8]] = {}
         self._room = memory_mb * 2**20
@@ -60,12 +65,14 @@ class PhotoCrops(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((self.seed, self.epoch, index))
-        photo = Image.fromarray(self._photo(index % len(self.photos)))
-        crop = photo.resize((self.size, self.size), Image.Resampling.BICUBIC, box=self._box(photo, rng), reducing_gap=2)
-        pixels = np.asarray(crop)
-        if rng.random() < 0.5:
+        photo = self._photo(index % len(self.photos))
+        box = self._box(photo.shape[0], photo.shape[1], rng)
+        pixels = np.concatenate([self._cut(photo[..., at : at + 3], box) for at in range(0, photo.shape[2], 3)], axis=2)
+        if rng.random() < 0.5 and self.augmentation.horizontal_flip:
             pixels = pixels[:, ::-1]
-        if self.tone_jitter:
+        if self.augmentation.vertical_flip and rng.random() < 0.5:
+            pixels = pixels[::-1]
+        if self.tone_jitter and photo.shape[2] == 3:
             gamma = 2 ** rng.uniform(-self.tone_jitter, self.tone_jitter)
             table = (255 * (np.arange(256) / 255) ** gamma + 0.5).astype(np.uint8)
             pixels = table[pixels]
@@ -81,8 +88,12 @@ class PhotoCrops(Dataset[Tensor]):
             self._kept[index] = pixels
         return pixels
 
-    def _box(self, photo: Image.Image, rng: np.random.Generator) -> tuple[float, float, float, float]:
-        width, height = photo.size
+    def _cut(self, rgb: NDArray[np.uint8], box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+        picture = Image.fromarray(np.ascontiguousarray(rgb))
+        size = (self.size, self.size)
+        return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2))
+
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
         side = min(width, height) * float(np.sqrt(rng.uniform(self.min_area, 1.0)))
         left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
         return left, top, left + side, top + side

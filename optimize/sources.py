@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from models.artifact import Artifact, load_network, read_tensors, save_network, sha256_of, sidecar_of
 from models.errors import DataError, InputSizeError, PareError, UnsupportedError, UsageError, explain
-from models.photos import PhotoSet, embedded_photos, open_photos
+from models.paired_photos import open_for
+from models.photos import PhotoSet, embedded_photos
 from models.progress import NULL_PROGRESS, Progress
-from models.registry import WEIGHTS, create_model, get_spec
+from models.registry import WEIGHTS, create_model, get_spec, get_task
 from optimize.photo_sets import resolve
 from optimize.stage import StageContext
 
@@ -54,8 +55,16 @@ class Photos:
         return [{"photo": str(s.path), "reason": s.reason} for part in distinct.values() for s in part]
 
 
-def open_recipe_photos(recipe: DataRecipe, *, seed: int, progress: Progress = NULL_PROGRESS) -> Photos:
+def open_recipe_photos(
+    recipe: DataRecipe, *, seed: int, paired: bool = False, progress: Progress = NULL_PROGRESS
+) -> Photos:
     """Open the photos of a recipe; a photo set on the network is downloaded first.
+
+    Args:
+        recipe: Which.
+        seed: Of the photos that are held out.
+        paired: The task takes pairs: folders with ``input/`` and ``target/`` are opened as such.
+        progress: Where to report.
 
     Raises:
         DataError: A folder without usable photos, or one that serves two purposes.
@@ -63,20 +72,20 @@ def open_recipe_photos(recipe: DataRecipe, *, seed: int, progress: Progress = NU
     if recipe.source is None:
         train, held = embedded_photos("train"), embedded_photos("eval")
     elif recipe.eval is not None:
-        train, held = _open(recipe.source, recipe, progress), _open(recipe.eval, recipe, progress)
+        train, held = (_open(source, recipe, paired, progress) for source in (recipe.source, recipe.eval))
         _check_apart(train, held, "--data and --eval-data")
     else:
-        train, held = _open(recipe.source, recipe, progress).split(recipe.eval_fraction, seed=seed)
+        train, held = _open(recipe.source, recipe, paired, progress).split(recipe.eval_fraction, seed=seed)
     held = held.sample(recipe.eval_photos, seed=seed, verify=True)
     calibration = train
     if recipe.calibration is not None:
-        calibration = _open(recipe.calibration, recipe, progress)
+        calibration = _open(recipe.calibration, recipe, paired, progress)
         _check_apart(calibration, held, "--calibration-data and the evaluation photos")
     return Photos(train, held, calibration)
 
 
-def _open(source: str, recipe: DataRecipe, progress: Progress) -> PhotoSet:
-    return open_photos(resolve(source, progress=progress), keep_grey=recipe.keep_grey)
+def _open(source: str, recipe: DataRecipe, paired: bool, progress: Progress) -> PhotoSet:
+    return open_for(resolve(source, progress=progress), paired=paired, keep_grey=recipe.keep_grey)
 
 
 def _check_apart(one: PhotoSet, other: PhotoSet, what: str) -> None:
@@ -85,6 +94,13 @@ def _check_apart(one: PhotoSet, other: PhotoSet, what: str) -> None:
         fix = "pass two folders that share no photo, or leave out --eval-data: a tenth of --data is held out then"
         got = f"{len(shared)} photos in both, for example {min(shared).name}"
         raise DataError(explain(what, expected="different photos", got=got, fix=fix))
+
+
+def takes_pairs(recipe: Recipe, given: Artifact | None = None) -> bool:
+    """Say whether the task of a recipe, or of the artifact that a stage was given, takes pairs (``Task.paired``)."""
+    section = {} if recipe.stages else recipe.options.get("train", {})  # no stages: a training
+    model, task = section.get("model", recipe.teacher.model), section.get("task", recipe.teacher.task)
+    return get_task(given.task if given else get_spec(model, task=task).task).paired
 
 
 def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:

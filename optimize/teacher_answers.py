@@ -77,12 +77,15 @@ class WithFeature(nn.Module):
 class Answers:
     """A dataset of (crop uint8 (3, S, S), output fp16 (C, S, S), feature fp16 (F, h, w) or empty), randomly flipped.
 
+    Crops of pairs are (6, S, S).
+
     Attributes:
         runtime: What computed the answers, for example ``openvino bf16``.
         epoch: Set by the training loop; changes the flips.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, may_flip: bool = True) -> None:
+        self._may_flip = may_flip
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.folder, self.runtime, self.seed = folder, str(index["runtime"]), int(index["seed"])
         self.epoch = 0
@@ -92,7 +95,7 @@ class Answers:
         return len(self._arrays["rgb"])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        flip = np.random.default_rng((self.seed, self.epoch, index)).random() < 0.5
+        flip = self._may_flip and np.random.default_rng((self.seed, self.epoch, index)).random() < 0.5
         rgb, output = self._item("rgb", index, flip), self._item("output", index, flip)
         feature = self._item("feature", index, flip) if "feature" in self._arrays else torch.empty(0)
         return rgb, output, feature
@@ -200,7 +203,7 @@ def compute_answers(
             fix = "free disk space, or choose another cache folder"
             raise RunFolderError(explain(f"writing {folder}", expected="room", got=error, fix=fix)) from error
     wait_for_all()
-    return Answers(folder)
+    return Answers(folder, may_flip=get_task(artifact.task).augmentation.horizontal_flip)
 
 
 def _done(folder: Path) -> int:
@@ -232,11 +235,12 @@ def _compute(
         tone_jitter=config.tone_jitter,
         repeat=config.views,
         memory_mb=0 if config.views == 1 else 500,
+        augmentation=task.augmentation,
     )
     first = to_float(torch.stack([crops[index % total] for index in range(min(_BATCH, total))]))
     feature = get_spec(artifact.model, task=artifact.task).feature if config.features else None
     runtime, predict = fastest_predict(artifact, task.prepare(first)[0], feature=feature)
-    arrays = _layout(predict(task.prepare(first)[0]), total, config.size)
+    arrays = _layout(predict(task.prepare(first)[0]), total, config.size, first.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
     begin = stop = _done(folder)
     index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays}
@@ -266,14 +270,14 @@ def _write(path: Path, row: Any, start: int, values: Tensor | None) -> None:
         stream.write(array.tobytes())
 
 
-def _layout(answer: tuple[Tensor, Tensor | None], total: int, size: int) -> dict[str, dict[str, Any]]:
+def _layout(answer: tuple[Tensor, Tensor | None], total: int, size: int, channels: int) -> dict[str, dict[str, Any]]:
     output, inner = answer
     if output.shape[2:] != (size, size):
         fix = "distill networks whose output has the size of their input"
         got = f"{tuple(output.shape[2:])} for crops of {size}"
         raise UnsupportedError(explain("teacher output", expected=f"{size}x{size}", got=got, fix=fix))
     arrays: dict[str, dict[str, Any]] = {
-        "rgb": {"dtype": "uint8", "shape": [total, 3, size, size]},
+        "rgb": {"dtype": "uint8", "shape": [total, channels, size, size]},
         "output": {"dtype": "float16", "shape": [total, *output.shape[1:]]},
     }
     if inner is not None:

@@ -211,6 +211,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
             min_area=fc.min_area,
             tone_jitter=fc.tone_jitter,
             repeat=fc.repeat,
+            augmentation=task.augmentation,
         )
 
     step = TrainStep(fit, task, config, data.lpips_weights)

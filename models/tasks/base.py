@@ -62,6 +62,10 @@ class Task(ABC):
     def baseline(self, inputs: Tensor) -> Tensor:
         """Return the output (N, C, H, W) of doing nothing, to compare with."""
 
+    def app_input(self, rgb: Tensor) -> Tensor:
+        """Return the network input (N, C, H, W) of photos (N, 3, H, W): what an app computes, without any target."""
+        return self.prepare(rgb)[0]
+
     def truth(self, inputs: Tensor, target: Tensor) -> Tensor:
         """Return the picture (N, 3, H, W) in [0, 1] that a perfect network would give: the target, rendered."""
         return self.render(inputs, target)

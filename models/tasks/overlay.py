@@ -49,6 +49,10 @@ class Overlay(Task):
         photo = color.check_rgb(rgb).float()
         return photo, dodge_and_burn(photo, self.formula)
 
+    def app_input(self, rgb: Tensor) -> Tensor:
+        """Photos (N, 3, H, W), or pairs (N, 6, H, W), in [0, 1] -> photo (N, 3, H, W)."""
+        return color.check_rgb(rgb[:, :3]).float()
+
     def overlay_of(self, photo: Tensor, second: Tensor) -> Tensor:
         """Return the overlay (N, 1, H, W) that the second picture of a pair means; both (N, 3, H, W) in [0, 1]."""
         spread = (second.amax(dim=1) - second.amin(dim=1)).mean(dim=(1, 2))

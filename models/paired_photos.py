@@ -1,0 +1,147 @@
+"""Folders of pairs: ``input/`` and ``target/`` with equal names, whatever the formats: what a person made of a photo.
+
+A pair is one array of six channels: the photo, and behind it the target (a retouched photo, or a map). What happens to
+a file beside the table of ``models.photos``:
+
+=================  ==================================================================================
+no partner         skipped: the other folder has no file of this name
+two of one name    skipped: ``a.jpg`` and ``a.png`` in one folder cannot be told apart
+sizes differ       skipped: both pictures must have one height and width (after EXIF orientation)
+grey               kept: a map is grey, and a grey photo can be retouched
+=================  ==================================================================================
+
+16 bits a channel become 8, as everywhere in ``models.photos``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.errors import DataError, explain
+from models.photo_decode import Rejected, decode, inspect, upright_size
+from models.photos import PhotoSet, Skipped, content_key, files_of, nothing_usable, open_photos
+
+INPUT, TARGET = "input", "target"
+
+
+class PairedPhotos(PhotoSet):
+    """Pairs by the path of the photo; ``load`` gives (H, W, 6) uint8.
+
+    Args:
+        paths: Photos, in a fixed order.
+        partners: Photo -> its target.
+        root: Folder that holds ``input`` and ``target``.
+        skipped: Files that are not used, with reasons.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        partners: Mapping[Path, Path],
+        *,
+        root: Path,
+        skipped: list[Skipped] | None = None,
+    ) -> None:
+        super().__init__(paths, root=root, skipped=skipped, keep_grey=True)
+        self.partners = partners
+
+    def _decode(self, path: Path, short_side: int | None) -> Any:
+        photo = decode(path, short_side=short_side, keep_grey=True)
+        target = decode(self.partners[path], short_side=short_side, keep_grey=True)
+        if photo.shape != target.shape and short_side is not None:  # decoders round a shrunk size differently
+            size = (photo.shape[1], photo.shape[0])
+            target = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.LANCZOS))
+        _check_sizes(photo.shape[:2], target.shape[:2], self.partners[path])
+        return np.concatenate([photo, target], axis=2)
+
+    def _key(self, path: Path) -> bytes:
+        return hashlib.sha256(content_key(path) + content_key(self.partners[path])).digest()
+
+    def _part(self, paths: Sequence[Path]) -> PhotoSet:
+        return PairedPhotos(paths, self.partners, root=self.root, skipped=self.skipped)
+
+
+def is_paired(folder: str | Path) -> bool:
+    """Say whether a folder has the layout of pairs.
+
+    Raises:
+        DataError: It has only one of the two folders.
+    """
+    root = Path(folder).expanduser()
+    there = [name for name in (INPUT, TARGET) if (root / name).is_dir()]
+    if len(there) == 1:
+        fix = "add the other one, or pass the folder of photos itself for targets that are made from the photos"
+        raise DataError(explain(f"pairs in {root}", expected="folders input and target", got=there[0], fix=fix))
+    return bool(there)
+
+
+def open_pairs(folder: str | Path) -> PairedPhotos:
+    """Find the pairs of ``folder/input`` and ``folder/target``, subfolders included; only headers are read.
+
+    Raises:
+        DataError: A folder is missing, or there is not one usable pair; the text counts what was skipped.
+    """
+    root = Path(folder).expanduser()
+    if not is_paired(root):
+        fix = "put the photos into input/ and what was made of them into target/, under equal names"
+        raise DataError(explain(f"pairs in {root}", expected="folders input and target", got="neither", fix=fix))
+    skipped: list[Skipped] = []
+    photos, targets = (_by_stem(root / name, skipped) for name in (INPUT, TARGET))
+    partners: dict[Path, Path] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF, large pictures: judged below, not printed
+        for stem in sorted(photos.keys() | targets.keys()):
+            photo, target = photos.get(stem), targets.get(stem)
+            try:
+                partners.update([_pair(photo, target, stem)])
+            except Rejected as error:
+                skipped.append(Skipped(photo or target or root / stem, error.kind, error.reason))
+    if not partners:
+        raise nothing_usable(root, len(skipped), skipped)
+    return PairedPhotos(tuple(partners), partners, root=root, skipped=skipped)
+
+
+def open_for(folder: str | Path, *, paired: bool, keep_grey: bool = False) -> PhotoSet:
+    """Open a folder as pairs where the task takes them and the folder has their layout, else as single photos.
+
+    Args:
+        folder: Where the photos are.
+        paired: ``Task.paired``.
+        keep_grey: Keep single photos without chroma.
+    """
+    if paired and is_paired(folder):
+        return open_pairs(folder)
+    return open_photos(folder, keep_grey=keep_grey)
+
+
+def _by_stem(folder: Path, skipped: list[Skipped]) -> dict[str, Path]:
+    """Return the files of a folder by their path without suffix; of two with one stem, neither."""
+    found: dict[str, list[Path]] = {}
+    for path in files_of(folder):
+        found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    for stem, paths in found.items():
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            skipped += [Skipped(path, "ambiguous", f"one of several files named {stem}: {names}") for path in paths]
+    return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
+
+
+def _pair(photo: Path | None, target: Path | None, stem: str) -> tuple[Path, Path]:
+    if photo is None or target is None:
+        raise Rejected("partner", f"has no partner: no {stem}.* in {INPUT if photo is None else TARGET}/")
+    for path in (photo, target):
+        inspect(path, keep_grey=True)
+    _check_sizes(upright_size(photo), upright_size(target), target)
+    return photo, target
+
+
+def _check_sizes(photo: tuple[int, ...], target: tuple[int, ...], path: Path) -> None:
+    if photo != target:
+        raise Rejected("size", f"is {photo[0]}x{photo[1]}, but its target {path.name} is {target[0]}x{target[1]}")
