@@ -60,10 +60,11 @@ def test_half_precision_is_rendered_in_float(task: Colorize) -> None:
     assert task.render(inputs.half(), target.half()).dtype == torch.float32
 
 
-def test_loss_weight_grows_with_chroma(task: Colorize) -> None:
-    target = torch.zeros(1, 2, 1, 2)
-    target[0, 0, 0, 1] = 33 / 255
-    torch.testing.assert_close(task.loss_weight(target), torch.tensor([1.0, 2.0]).view(1, 1, 1, 2))
+def test_loss_weight_grows_with_the_rarity_of_a_colour(task: Colorize) -> None:
+    ab = [[0.0, -8.0, 14.0, 0.0, 0.0, -120.0], [0.0, 0.0, 0.0, -32.0, 20.0, 90.0]]  # grey, green, ..., beyond the cap
+    target = torch.tensor(ab).view(1, 2, 1, 6) / 255
+    wanted = torch.tensor([0.5, 1.0, 1.0, 2.5, 1.0, 4.0]).view(1, 1, 1, 6)
+    torch.testing.assert_close(task.loss_weight(target), wanted)
 
 
 def test_photos_out_of_range_are_refused(task: Colorize) -> None:
