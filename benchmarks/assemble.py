@@ -167,9 +167,9 @@ def count_costs(artifacts: Sequence[Artifact], input_size: tuple[int, int]) -> d
 
 
 def _count(artifact: Artifact, input_size: tuple[int, int]) -> Cost | str:
-    channels = get_spec(artifact.model, task=artifact.task).inputs[0].shape[1]
+    channels = get_spec(artifact.model, task=artifact.task).packed_channels
     try:
-        return cost(load_network(artifact), (1, int(channels), *input_size))
+        return cost(load_network(artifact), (1, channels, *input_size))
     except (PareError, RuntimeError, TypeError, ValueError) as error:
         return say(error)
 

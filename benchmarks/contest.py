@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.probe import Probe, example, probe_in_subprocess
 from benchmarks.row import Status
 from benchmarks.settings import AUTO
 from export import can_run, get_target, open_emulated, open_runner
 from models.artifact import Artifact
+from models.controls import graph_feeds
 from models.errors import InputSizeError, PareError, UnsupportedError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec
@@ -63,20 +64,15 @@ class Contestant:
         self.reasons = {"latency, quality": say(error)}
 
     def infer(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Compute the first output of ``inputs`` (1, C, H, W); strength knobs at their defaults."""
+        """Compute the first output of ``inputs`` (1, C, H, W); controls as packed there, else at their defaults."""
         if self.runner is None:
             raise UsageError(explain(self.name, expected="an open runner", got="none", fix="check can_be_timed"))
-        feeds = {self.runner.inputs[0].name: inputs, **self._controls()}
+        knobs: dict[str, float] = {}
+        if len(self.runner.inputs) > 1:
+            row = get_spec(self.artifact.model, task=self.artifact.task)
+            knobs = {knob.name: knob.default for knob in row.controls}
+        feeds = graph_feeds(inputs, self.runner.inputs, knobs)
         return self.runner.infer(feeds)[self.runner.outputs[0].name]
-
-    def _controls(self) -> dict[str, NDArray[Any]]:
-        import numpy as np
-
-        if self.runner is None or len(self.runner.inputs) == 1:
-            return {}
-        knobs = {knob.name: knob.default for knob in get_spec(self.artifact.model, task=self.artifact.task).controls}
-        shapes = {spec.name: [s if isinstance(s, int) else 1 for s in spec.shape] for spec in self.runner.inputs[1:]}
-        return {name: np.full(shape, knobs.get(name, 0.0), np.float32) for name, shape in shapes.items()}
 
 
 def name_of(artifact: Artifact, device: str) -> str:

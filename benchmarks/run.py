@@ -86,7 +86,7 @@ def benchmark(
     settings = replace(settings, threads=settings.threads or default_threads())
     chosen, teacher = _line_up(artifacts, teacher)
     task = get_task(chosen[0].task)
-    shown = Photos.of(photos, settings.input_size, limit=settings.photo_limit)
+    shown = Photos.of(photos, task.photo_size(settings.input_size), limit=settings.photo_limit)
     before = torch.get_num_threads()
     with ExitStack() as stack:
         cpus = stack.enter_context(pinned(settings.threads))

@@ -25,7 +25,7 @@ import export
 from export.bundle_readme import check_script, readme
 from export.contract import Contract, contract_in
 from export.files import companions, replacing
-from export.golden import expected_of, feeds_of, sample_photo
+from export.golden import expected_of, feeds_of, photo_size, sample_photo
 from export.parity import compare, open_any
 from export.registry import get_target
 from models.artifact import Artifact, installed_versions, sidecar_of, size_of, write_json
@@ -158,7 +158,7 @@ def _golden(artifacts: Sequence[Artifact], reference: Artifact, photo: Tensor | 
             name = _golden_name(contract)
             if name in found:
                 continue
-            size = contract.input_size
+            size = photo_size(contract)
             if photo is None:
                 rgb = sample_photo(size)
             else:

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from export.contract import Contract
+from models.spec import TensorSpec
 
 _BEFORE = {
     "cielab-l/100": """\
@@ -28,13 +29,13 @@ _ONNX = """\
 import onnxruntime as ort
 
 session = ort.InferenceSession("{file}", providers=["CPUExecutionProvider"])
-(y,) = session.run(["{output}"], {{"{input}": x}})"""
+(y,) = session.run(["{output}"], {{"{input}": x{feeds}}})"""
 _OPENVINO = """\
 import openvino as ov
 
 settings = {{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "{hint}"}}
 network = ov.Core().compile_model("{file}/model.xml", "CPU", settings)
-y = network({{"{input}": x}})["{output}"]"""
+y = network({{"{input}": x{feeds}}})["{output}"]"""
 _TENSORRT_PYTHON = """\
 import {module} as trt
 import torch
@@ -44,7 +45,7 @@ context = engine.create_execution_context()
 source = torch.from_numpy(x).cuda()
 context.set_input_shape("{input}", source.shape)
 result = torch.empty(tuple(context.get_tensor_shape("{output}")), device="cuda")
-context.set_tensor_address("{input}", source.data_ptr())
+context.set_tensor_address("{input}", source.data_ptr()){cuda_controls}
 context.set_tensor_address("{output}", result.data_ptr())
 context.execute_async_v3(torch.cuda.current_stream().cuda_stream)
 torch.cuda.synchronize()
@@ -55,7 +56,7 @@ std::unique_ptr<nvinfer1::IRuntime> runtime(nvinfer1::createInferRuntime(logger)
 std::unique_ptr<nvinfer1::ICudaEngine> engine(runtime->deserializeCudaEngine(bytes.data(), bytes.size()));
 std::unique_ptr<nvinfer1::IExecutionContext> context(engine->createExecutionContext());
 context->setInputShape("{input}", nvinfer1::Dims4{{1, {channels}, {height}, {width}}});
-context->setTensorAddress("{input}", source);
+context->setTensorAddress("{input}", source);{cpp_controls}
 context->setTensorAddress("{output}", result);
 context->enqueueV3(stream);
 cudaStreamSynchronize(stream);"""
@@ -66,8 +67,8 @@ let settings = MLModelConfiguration()
 settings.computeUnits = .all
 let url = Bundle.main.url(forResource: "{stem}", withExtension: "mlmodelc")!    // Xcode makes it of the .mlpackage
 let network = try MLModel(contentsOf: url, configuration: settings)
-{fill}
-let answer = try network.prediction(from: MLDictionaryFeatureProvider(dictionary: ["{input}": x]))
+{fill}{swift_controls}
+let answer = try network.prediction(from: MLDictionaryFeatureProvider(dictionary: ["{input}": x{feeds}]))
 {take}"""
 _COREML_ARRAY = """\
 let x = try MLMultiArray(shape: [1, {channels}, {height}, {width}], dataType: .float32)
@@ -151,7 +152,33 @@ def _fields(row: Mapping[str, Any], contract: Contract) -> dict[str, Any]:
         "channels": contract.inputs[0].shape[1],
         "height": contract.input_size[0],
         "width": contract.input_size[1],
+        **_controls(contract),
     }
+
+
+def _controls(contract: Contract) -> dict[str, str]:
+    """Return the code that feeds the run-time controls, in each language; empty without controls."""
+    names = [spec.name for spec in contract.inputs[1:]]
+    return {
+        "feeds": "".join(f', "{name}": {name}' for name in names),
+        "cuda_controls": "".join(
+            f'\n{name} = torch.from_numpy({name}).cuda()\ncontext.set_tensor_address("{name}", {name}.data_ptr())'
+            for name in names
+        ),
+        "cpp_controls": "".join(
+            f'\ncontext->setTensorAddress("{name}", {name});    // device pointer of one float' for name in names
+        ),
+        "swift_controls": "".join(
+            f"\nlet {name} = try MLMultiArray(shape: [1], dataType: .float32)\n{name}[0] = {_start(spec)}"
+            for name, spec in zip(names, contract.inputs[1:], strict=True)
+        ),
+    }
+
+
+def _start(spec: TensorSpec) -> str:
+    """The value of a control in the code that shows it: the middle of its range."""
+    low, high = spec.value_range or (0.0, 1.0)
+    return f"{(low + high) / 2:g}"
 
 
 def _golden(row: Mapping[str, Any]) -> str:
@@ -169,6 +196,7 @@ def _python(row: Mapping[str, Any], contract: Contract, code: str) -> str:
         "",
         f'rgb = io.imread("golden/{source}.photo.png")[..., :3] / 255     # {height} x {width}, sRGB in [0, 1]',
         _BEFORE.get(contract.inputs[0].color_space, _UNKNOWN_BEFORE),
+        *(f"{spec.name} = np.array([{_start(spec)}], np.float32)" for spec in contract.inputs[1:]),
         "",
         code,
         "",

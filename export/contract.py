@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from models.artifact import Artifact, installed_versions
@@ -28,6 +28,7 @@ COLOR_WORDS: Mapping[str, str] = {
         "grey overlay composited over the photo in Photoshop's Soft Light: 0.5 changes nothing, less darkens, more "
         "lightens"
     ),
+    "control": "A strength that the app sets at run time, one value",
     "cielab-ab/255": "CIELab chroma a then b (D65 white, 2 degree observer) divided by 255: 0 is neutral grey",
 }
 
@@ -90,10 +91,10 @@ class Contract:
         lines = []
         for verb, specs in (("takes", self.inputs), ("returns", self.outputs)):
             for spec in specs:
-                shape = " x ".join(str(side) for side in spec.shape)
+                shape = "N x C x H x W = " * (len(spec.shape) == 4) + " x ".join(str(side) for side in spec.shape)
                 color = COLOR_WORDS.get(spec.color_space, spec.color_space)
                 limits = f", values in [{spec.value_range[0]:g}, {spec.value_range[1]:g}]" if spec.value_range else ""
-                lines.append(f"It {verb} `{spec.name}`: {spec.dtype}, N x C x H x W = {shape}{limits}. {color}.")
+                lines.append(f"It {verb} `{spec.name}`: {spec.dtype}, {shape}{limits}. {color}.")
         if self.dynamic:
             lines.append(
                 f"Height and width are open: at least {self.size.minimum}, a multiple of {self.size.multiple_of}."
@@ -123,18 +124,12 @@ def contract_of(artifact: Artifact, *, precision: Precision, input_size: tuple[i
     row = get_spec(artifact.model, task=artifact.task)
     row.size.check(*input_size)
     sides: dict[str, int] = {} if dynamic else {"N": 1, "H": input_size[0], "W": input_size[1]}
-
-    def at_size(spec: TensorSpec) -> TensorSpec:
-        return replace(
-            spec, shape=tuple(sides.get(side, side) if isinstance(side, str) else side for side in spec.shape)
-        )
-
     return Contract(
         model=artifact.model,
         task=artifact.task,
         precision=precision,
-        inputs=tuple(at_size(spec) for spec in row.inputs),
-        outputs=tuple(at_size(spec) for spec in row.outputs),
+        inputs=tuple(spec.at(**sides) for spec in row.graph_inputs),
+        outputs=tuple(spec.at(**sides) for spec in row.outputs),
         size=row.size,
         input_size=input_size,
         dynamic=dynamic,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from export.fuse import fold_batch_norm
 from export.mil.proto import EXTRA, quiet_coremltools
 from export.quantization import Quantization
+from models.controls import unpack
 from models.errors import ConfigError, ExportError, UsageError, explain, require
 
 METHODS = ("per_layer", "linear_quantizer")
@@ -51,13 +52,16 @@ class _QuantizedInput(nn.Module):
         return result
 
 
-def quantized_network(net: nn.Module, record: Quantization, *, method: str = "per_layer") -> nn.Module:
+def quantized_network(
+    net: nn.Module, record: Quantization, *, method: str = "per_layer", controls: int = 0
+) -> nn.Module:
     """Return a quantized copy of ``net``, ready for ``torch.jit.trace`` and coremltools.
 
     Args:
         net: Float network in eval mode, BatchNorms not folded; not changed.
         record: Calibration inputs and the layers that stay in floating point.
         method: One of METHODS.
+        controls: Run-time controls of the network, packed in the calibration inputs.
 
     Raises:
         UsageError: Another method.
@@ -75,7 +79,7 @@ def quantized_network(net: nn.Module, record: Quantization, *, method: str = "pe
     with quiet_coremltools():
         if method == "per_layer":
             return _per_layer(fold_batch_norm(net), record)
-        return _linear_quantizer(net, record)  # it fuses convolution, BatchNorm and ReLU by itself
+        return _linear_quantizer(net, record, controls)  # it fuses convolution, BatchNorm and ReLU by itself
 
 
 def input_ranges(net: nn.Module, inputs: Tensor) -> dict[str, tuple[float, float]]:
@@ -134,7 +138,7 @@ def _round_weight(layer: nn.Module) -> Tensor:
     return scales
 
 
-def _linear_quantizer(net: nn.Module, record: Quantization) -> nn.Module:
+def _linear_quantizer(net: nn.Module, record: Quantization, controls: int) -> nn.Module:
     tools = require("coremltools.optimize.torch.quantization", EXTRA)
     inputs = torch.from_numpy(record.inputs())
     module_config = tools.ModuleLinearQuantizerConfig(
@@ -148,7 +152,7 @@ def _linear_quantizer(net: nn.Module, record: Quantization) -> nn.Module:
     )
     quantizer = tools.LinearQuantizer(net, config)
     try:
-        prepared = quantizer.prepare(example_inputs=(inputs[:1],))
+        prepared = quantizer.prepare(example_inputs=unpack(inputs[:1], controls))
     except Exception as error:  # torch.fx runs the network's own code on proxies, which may raise anything
         fix = "use the int8 method per_layer, which needs no torch.fx trace"
         got = str(error).strip().splitlines()[0]
@@ -157,6 +161,6 @@ def _linear_quantizer(net: nn.Module, record: Quantization) -> nn.Module:
     prepared.eval()
     with torch.no_grad():
         for batch in inputs.split(_BATCH):
-            prepared(batch)
+            prepared(*unpack(batch, controls))
     finalized: nn.Module = quantizer.finalize(prepared)
     return finalized

@@ -92,7 +92,7 @@ def package_contract(
     inputs = tuple(_one(spec) for spec in contract.inputs)
     outputs = tuple(_one(spec) for spec in contract.outputs)
     if given.image_input:
-        inputs = tuple(_picture(spec) for spec in inputs)
+        inputs = (_picture(inputs[0]), *inputs[1:])
     if given.image_output:
         outputs = tuple(_picture(spec, rendered=True) for spec in outputs)
     return replace(contract, inputs=inputs, outputs=outputs)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from models.controls import graph_feeds
 from models.registry import get_spec, get_task
 
 if TYPE_CHECKING:
@@ -26,18 +27,14 @@ def feeds_of(rgb: Tensor, contract: Contract) -> Feeds:
         contract: Of the artifact; one that takes pictures gets ``rgb`` itself.
 
     Returns:
-        {input name: float32 array of batch 1}; strength knobs at their defaults.
+        {input name: float32 array of batch 1}; controls as the task draws them for this photo, else their defaults.
     """
     task = get_task(contract.task)
-    first, *others = contract.inputs
-    own = task.inputs[0].color_space
-    prepared = rgb if first.color_space == "srgb" != own else task.prepare(rgb)[0]
+    first = contract.inputs[0]
+    takes_picture = first.color_space == "srgb" != task.inputs[0].color_space
     knobs = {knob.name: knob.default for knob in get_spec(contract.model, task=contract.task).controls}
-    feeds = {first.name: np.ascontiguousarray(prepared.numpy(), dtype=np.float32)}
-    for spec in others:
-        shape = [side if isinstance(side, int) else 1 for side in spec.shape]
-        feeds[spec.name] = np.full(shape, knobs.get(spec.name, 0.0), np.float32)
-    return feeds
+    feeds = graph_feeds(task.prepare(rgb)[0].numpy(), contract.inputs, knobs)
+    return {**feeds, first.name: np.ascontiguousarray(rgb.numpy())} if takes_picture else feeds
 
 
 def expected_of(rgb: Tensor, contract: Contract, reference: Runner) -> Feeds:
@@ -55,14 +52,18 @@ def expected_of(rgb: Tensor, contract: Contract, reference: Runner) -> Feeds:
 
     task = get_task(contract.task)
     inputs, _ = task.prepare(rgb)
-    first = reference.inputs[0].name
-    given = {name: array for name, array in feeds_of(rgb, contract).items() if name != contract.inputs[0].name}
-    answer = reference.infer({first: np.ascontiguousarray(inputs.numpy()), **given})
+    knobs = {knob.name: knob.default for knob in get_spec(contract.model, task=contract.task).controls}
+    answer = reference.infer(graph_feeds(inputs.numpy(), reference.inputs, knobs))
     name = contract.outputs[0].name
     if contract.outputs[0].color_space == "srgb" != task.outputs[0].color_space:
         rendered = task.render(inputs, torch.from_numpy(answer[reference.outputs[0].name]))
         return {name: rendered.numpy()}
     return answer
+
+
+def photo_size(contract: Contract) -> tuple[int, int]:
+    """Return the height and width of the photos that an artifact's inputs are made of."""
+    return get_task(contract.task).photo_size(contract.input_size)
 
 
 def random_photo(size: tuple[int, int], *, seed: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 
 import export
 from export.contract import contract_in
-from export.golden import expected_of, feeds_of, random_photo
+from export.golden import expected_of, feeds_of, photo_size, random_photo
 from export.registry import get_target
 from models.artifact import Artifact
 from models.errors import ParityError, UnsupportedError, explain
@@ -95,7 +95,7 @@ def parity(
     if runner is None:
         return ParityResult(target.name, artifact.precision.value, None, False, tolerance, 0.0, reason=reason)
     contract = contract_in(artifact)
-    chosen = photos if photos is not None else [random_photo(contract.input_size, seed=seed) for seed in (0, 1)]
+    chosen = photos if photos is not None else [random_photo(photo_size(contract), seed=seed) for seed in (0, 1)]
     with runner:
         answers = [runner.infer(feeds_of(rgb, contract)) for rgb in chosen]
     with export.open_runner(reference.path, threads=threads) as torch_runner:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from models.artifact import Artifact, read_tensors, sha256_of, write_json
+from models.controls import graph_feeds
 from models.errors import CheckpointError, ConfigError, RunFolderError, UnsupportedError, explain, require
+from models.spec import TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +44,8 @@ class Quantization:
     """How to quantize a network after training.
 
     Attributes:
-        calibration: Safetensors file with the tensor ``"input"`` (n, C, H, W), floating, in network units.
+        calibration: Safetensors file with the tensor ``"input"`` (n, C, H, W), floating, in network units; run-time
+            controls are packed behind the channels of the image (``models.controls``).
         samples: Number n of calibration inputs.
         sha256: Hash of the calibration file, or "" where it is not checked.
         float_layers: Torch module names that stay in higher precision.
@@ -137,13 +140,22 @@ def quantization_of(artifact: Artifact) -> Quantization | None:
 class _Feed:
     """Calibration inputs, one at a time, as onnxruntime's calibrator reads them."""
 
-    def __init__(self, name: str, inputs: np.ndarray[Any, Any]) -> None:
+    def __init__(self, model: onnx.ModelProto, inputs: np.ndarray[Any, Any]) -> None:
         self._items: Iterator[np.ndarray[Any, Any]] = iter(inputs)
-        self._name = name
+        self._specs = graph_specs(model)
 
     def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
         item = next(self._items, None)
-        return None if item is None else {self._name: item[None]}
+        return None if item is None else graph_feeds(item[None], self._specs)
+
+
+def graph_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """Return what a float graph takes: the image, then its controls."""
+    specs = []
+    for value in model.graph.input:
+        sides = value.type.tensor_type.shape.dim
+        specs.append(TensorSpec(value.name, tuple(side.dim_value or side.dim_param or "N" for side in sides)))
+    return tuple(specs)
 
 
 def tensor_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[str, tuple[float, float]]:
@@ -180,7 +192,7 @@ def _measure_ranges(model: onnx.ModelProto, inputs: np.ndarray[Any, Any]) -> dic
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=calibrate.CalibrationMethod.MinMax,
         )
-        calibrator.collect_data(_Feed(model.graph.input[0].name, inputs))
+        calibrator.collect_data(_Feed(model, inputs))
         data = calibrator.compute_data()
     ranges = {}
     for name, value in data.items():
@@ -202,7 +214,7 @@ def lower_qdq(
     (its parser rejects an int32 bias).
 
     Args:
-        model: Float graph with one input; not changed.
+        model: Float graph, its first input the image and the others controls; not changed.
         quantization: Calibration inputs and the layers that stay float.
         dialect: Whose rules to follow.
         nodes: ONNX node name of each torch module.
@@ -218,6 +230,9 @@ def lower_qdq(
     excluded = float_nodes(quantization, nodes)
     layers = set(nodes.values())
     excluded += [node.name for node in model.graph.node if node.op_type in _PRODUCTS and node.name not in layers]
+    excluded += _beside_the_image(model)
+    if dialect == "tensorrt":
+        excluded += _with_constant(model)
     onnx_module = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
     calibrate = require("onnxruntime.quantization.calibrate", "onnx")
@@ -241,6 +256,23 @@ def lower_qdq(
     quantizer.quantize_model()
     lowered: onnx.ModelProto = quantizer.model.model
     return lowered
+
+
+def _beside_the_image(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes that compute nothing from the image, only from controls and constants: they stay float."""
+    image, found = {model.graph.input[0].name}, []
+    for node in model.graph.node:
+        if image.isdisjoint(node.input):
+            found.append(node.name)
+        else:
+            image.update(node.output)
+    return found
+
+
+def _with_constant(model: onnx.ModelProto) -> list[str]:
+    """Return the additions of a constant, which TensorRT's builder refuses in INT8."""
+    constants = {item.name for item in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type == "Add" and not constants.isdisjoint(node.input)]
 
 
 def float_nodes(quantization: Quantization, nodes: Mapping[str, str]) -> list[str]:
@@ -267,7 +299,8 @@ def lower_nncf(
     """Quantize an OpenVINO model after training with NNCF: min-max ranges, bias correction.
 
     Args:
-        model: Float model with one input; NNCF changes it in place, use what is returned.
+        model: Float model, its first input the image and the others controls; NNCF changes it in place, use what is
+            returned.
         quantization: Calibration inputs.
         ignored: Friendly names of the operations that stay float.
         preset: ``mixed`` (asymmetric activations where they are signed) or ``performance`` (symmetric).
@@ -285,15 +318,22 @@ def lower_nncf(
     ranges = require("nncf.quantization.range_estimator", "openvino").RangeEstimatorParametersSet.MINMAX
     float_operations = [*ignored, *_plain_products(model)]
     inputs = quantization.inputs()
+    specs = [
+        TensorSpec(port.get_any_name(), tuple(_length(side) for side in port.partial_shape)) for port in model.inputs
+    ]
     return nncf.quantize(
         model,
-        nncf.Dataset([item[None] for item in inputs]),
+        nncf.Dataset([graph_feeds(item[None], specs) for item in inputs]),
         preset=presets[preset],
         subset_size=len(inputs),
         fast_bias_correction=fast_bias_correction,
         ignored_scope=nncf.IgnoredScope(names=float_operations) if float_operations else None,
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
     )
+
+
+def _length(side: Any) -> int | str:
+    return "N" if side.is_dynamic else int(side.get_length())
 
 
 def _plain_products(model: Any) -> list[str]:

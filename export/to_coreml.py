@@ -134,7 +134,8 @@ def _quantize(
     from export.to_onnx import record_of
 
     record = record_of(artifact, given)
-    return quantized_network(net, record, method=method), record
+    controls = len(get_spec(artifact.model, task=artifact.task).graph_controls)
+    return quantized_network(net, record, method=method, controls=controls), record
 
 
 def _with_pictures(net: nn.Module, task: str, given: Options) -> nn.Module:
@@ -150,10 +151,10 @@ def _with_pictures(net: nn.Module, task: str, given: Options) -> nn.Module:
             super().__init__()
             self.net = net
 
-        def forward(self, input: Tensor) -> Tensor:
+        def forward(self, input: Tensor, *controls: Tensor) -> Tensor:
             lightness = given.image_input and owner.inputs[0].color_space == "cielab-l/100"
             values = _lightness(input) if lightness else input
-            answer: Tensor = self.net(values)
+            answer: Tensor = self.net(values, *controls)
             return owner.render(values, answer) * 255.0 if given.image_output else answer
 
     return Pictures().eval()
@@ -225,7 +226,7 @@ def _input_type(tools: Any, spec: TensorSpec, contract: Contract, given: Options
             for side, value in _sides(contract.input_size).items()
         }
         shape = tools.Shape(shape=tuple(ranges.get(side, side) for side in spec.shape))
-    if given.image_input:
+    if given.image_input and spec is contract.inputs[0]:
         layout = tools.colorlayout.RGB
         return tools.ImageType(name=spec.name, shape=shape, color_layout=layout, scale=1 / 255.0, bias=[0.0, 0.0, 0.0])
     return tools.TensorType(name=spec.name, shape=shape, dtype=np.float32)

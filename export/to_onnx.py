@@ -177,7 +177,7 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
                 samples,
                 dynamo=True,
                 opset_version=opset,
-                input_names=[item.name for item in spec.inputs],
+                input_names=[item.name for item in spec.graph_inputs],
                 output_names=[item.name for item in spec.outputs],
                 dynamic_shapes=shapes if dynamic else None,
                 custom_translation_table=_translations(),
@@ -209,7 +209,7 @@ def _samples(spec: ModelSpec, size: tuple[int, int], dynamic: bool) -> tuple[tup
     floor = 2 * step if dynamic else 0
     sides = {"N": 2 if dynamic else 1, "H": max(size[0], floor), "W": max(size[1], floor)}
     samples, shapes = [], []
-    for item in spec.inputs:
+    for item in spec.graph_inputs:
         shape = [sides.get(side, 1) if isinstance(side, str) else side for side in item.shape]
         low, high = item.value_range or (0.0, 1.0)
         samples.append(low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(0)))
@@ -250,7 +250,7 @@ def _tidy(model: ModelProto, spec: ModelSpec) -> ModelProto:
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         value.ClearField("metadata_props")
         value.ClearField("doc_string")
-    for values, specs in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
+    for values, specs in ((model.graph.input, spec.graph_inputs), (model.graph.output, spec.outputs)):
         for value, item in zip(values, specs, strict=True):
             for dim, side in zip(value.type.tensor_type.shape.dim, item.shape, strict=True):
                 if not dim.HasField("dim_value"):

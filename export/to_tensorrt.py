@@ -127,6 +127,9 @@ def _profile(contract: Contract, limit: Any) -> dict[str, list[list[int]]]:
     smallest = contract.size.fit(1, 1)
     shapes = {}
     for spec in contract.inputs:
+        if len(spec.shape) == 1:  # a control
+            shapes[spec.name] = [[int(side) for side in spec.shape]] * 3
+            continue
         channels = spec.shape[1]
         if not isinstance(channels, int):
             raise UnsupportedError(

@@ -27,7 +27,7 @@ class TorchRunner(CheckedRunner):
         spec = get_spec(artifact.model, task=artifact.task)
         runtime = f"torch {torch.__version__}"
         super().__init__(
-            inputs=spec.inputs,
+            inputs=spec.graph_inputs,
             outputs=spec.outputs,
             size=spec.size,
             device=device,

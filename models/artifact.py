@@ -315,14 +315,13 @@ def load_network(artifact: Artifact | str | Path) -> nn.Module:
     Raises:
         CheckpointError: Not a ``torch`` artifact, or its weights cannot be trusted.
     """
-    from models.registry import get_spec, load_object
+    from models.registry import build_model, get_spec
 
     if not isinstance(artifact, Artifact):
         artifact = Artifact.load(artifact)
     if artifact.format != "torch":
         fix = "pass the .safetensors that it was exported from"
         raise CheckpointError(explain(f"{artifact.path}", expected="format torch", got=artifact.format, fix=fix))
-    spec = get_spec(artifact.model, task=artifact.task)
-    net: nn.Module = load_object(spec.factory)(**{**spec.defaults, **artifact.model_kwargs})
+    net = build_model(get_spec(artifact.model, task=artifact.task), **artifact.model_kwargs)
     load_weights(net, artifact.path)
     return net.eval()

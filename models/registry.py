@@ -121,7 +121,9 @@ def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
         if task in (None, row.task):
             return row
         other = get_task(task)
-        return replace(row, task=task, inputs=other.inputs, outputs=other.outputs, weights=None)
+        return replace(
+            row, task=task, inputs=other.inputs, outputs=other.outputs, controls=other.controls, weights=None
+        )
     if ":" not in name:
         raise UnknownNameError("model", name, MODELS)
     owner = get_task(task or "colorize")
@@ -134,6 +136,7 @@ def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
         factory=name,
         inputs=owner.inputs,
         outputs=owner.outputs,
+        controls=owner.controls,
         size=SizeRequirements(minimum=32, multiple_of=32),
         student="chroma_unet",
         source="yours",
@@ -141,13 +144,29 @@ def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
     )
 
 
-def create_model(name: str, pretrained: bool = False, *, weights: str | Path | None = None, **kwargs: Any) -> nn.Module:
+def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
+    """Build the network of a row with random weights; ``kwargs`` go over the row's defaults."""
+    from models.controls import with_controls
+
+    net: nn.Module = load_object(spec.factory)(**{**spec.defaults, **kwargs})
+    return with_controls(net, spec)
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    weights: str | Path | None = None,
+    task: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """Build a network in eval mode.
 
     Args:
         name: Registry name, or ``"package.module:factory"``.
         pretrained: Load the weights that ship with Pare.
         weights: Load this file instead (safetensors, or a ``torch.save`` of tensors only).
+        task: Another task than the model's own, whose controls it gets.
         kwargs: Keyword arguments of the factory, over the defaults of the row.
 
     Raises:
@@ -156,7 +175,7 @@ def create_model(name: str, pretrained: bool = False, *, weights: str | Path | N
     """
     from models.artifact import load_network, load_weights
 
-    spec = get_spec(name)
+    spec = get_spec(name, task=task)
     if pretrained and weights is None:
         if spec.weights is None or not (WEIGHTS / spec.weights).exists():
             fix = "train it, or pass weights=FILE"
@@ -164,7 +183,7 @@ def create_model(name: str, pretrained: bool = False, *, weights: str | Path | N
         if not kwargs:
             return load_network(WEIGHTS / spec.weights)
         weights = WEIGHTS / spec.weights
-    net: nn.Module = load_object(spec.factory)(**{**spec.defaults, **kwargs})
+    net = build_model(spec, **kwargs)
     if weights is not None:
         load_weights(net, Path(weights))
     return net.eval()

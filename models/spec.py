@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ class TensorSpec:
 
     Attributes:
         name: Graph name, for example ``"input"``.
-        shape: N, C, H, W; a string names a dynamic dimension, for example ``(1, 3, "H", "W")``.
+        shape: N, C, H, W; a string names a dynamic dimension, for example ``(1, 3, "H", "W")``; of an output ``"2H"``
+            says that it is twice the height of the input.
         dtype: Element type, numpy spelling.
         value_range: Smallest and largest value that has a meaning, or None when unbounded.
         color_space: What the channels are, for example ``"srgb"`` or ``"lab-l/100"``.
@@ -39,6 +40,18 @@ class TensorSpec:
     dtype: str = "float32"
     value_range: tuple[float, float] | None = None
     color_space: str = "srgb"
+
+    def at(self, **sides: int) -> TensorSpec:
+        """Return the spec with the dimensions named in ``sides`` fixed: ``spec.at(N=1, H=256, W=256)``."""
+        return replace(self, shape=tuple(_side(side, sides) for side in self.shape))
+
+
+def _side(side: int | str, known: Mapping[str, int]) -> int | str:
+    """Return the length of ``"H"`` or ``"2H"`` where H is known, else what was given."""
+    if isinstance(side, int):
+        return side
+    name = side.lstrip("0123456789")
+    return known[name] * int(side[: -len(name)] or 1) if name in known else side
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,11 @@ class Control:
     maximum: float
     default: float
 
+    @property
+    def tensor(self) -> TensorSpec:
+        """The graph input of a run-time control: one value, shape (1,)."""
+        return TensorSpec(self.name, (1,), value_range=(self.minimum, self.maximum), color_space="control")
+
     def __post_init__(self) -> None:
         if not self.minimum <= self.default <= self.maximum:
             expected = f"minimum <= default <= maximum for control {self.name!r}"
@@ -132,3 +150,18 @@ class ModelSpec:
     weights: str | None = None
     source: str = ""
     licence: str = "Apache-2.0"
+
+    @property
+    def graph_controls(self) -> tuple[Control, ...]:
+        """The controls that are inputs of an exported graph."""
+        return tuple(control for control in self.controls if control.kind == "graph_input")
+
+    @property
+    def graph_inputs(self) -> tuple[TensorSpec, ...]:
+        """What an exported graph takes: ``inputs``, then one (1,) tensor a run-time control."""
+        return (*self.inputs, *(control.tensor for control in self.graph_controls))
+
+    @property
+    def packed_channels(self) -> int:
+        """Channels of the one tensor that holds the image and its controls (``models.controls``)."""
+        return int(self.inputs[0].shape[1]) + len(self.graph_controls)

@@ -69,7 +69,7 @@ def gather(
         photos: A random part of it is used when there are more photos than samples.
         task: Prepares the input.
         samples: Number of inputs.
-        input_size: Height and width, pixels.
+        input_size: Height and width of the network inputs, pixels.
         seed: Of the choice of photos and crops.
         progress: Where to report.
 
@@ -80,15 +80,16 @@ def gather(
     if samples < 1:
         fix = "use 64 or more"
         raise ConfigError(explain("calibration samples", expected="1 or more", got=samples, fix=fix))
+    size = task.photo_size(input_size)
     chosen = photos.sample(samples, seed=seed, verify=True)
     rng = np.random.default_rng(seed)
     crops: list[Any] = []
     with progress.track("Calibration photos", total=samples) as bar:
         for index in range(len(chosen)):
-            photo = chosen.load(index, short_side=round(1.3 * max(input_size)))
+            photo = chosen.load(index, short_side=round(1.3 * max(size)))
             for turn in range(-(-(samples - index) // len(chosen))):
-                part = photo if turn == 0 else _random_part(photo, input_size, rng)
-                crops.append(centre_crop(part, *input_size))
+                part = photo if turn == 0 else _random_part(photo, size, rng)
+                crops.append(centre_crop(part, *size))
                 bar.advance()
     rgb = to_batch(crops)
     _refuse_one_colour(rgb[:, :3], photos)

@@ -223,13 +223,13 @@ def start_student(config: DistillConfig, teacher: Artifact) -> tuple[nn.Module, 
     if ours and has_weights and name == spec.student and not config.from_scratch and not config.student_kwargs:
         return create_model(name, pretrained=True), name, "shipped"
     torch.manual_seed(config.fit.seed)
-    return create_model(name, **_student_kwargs(config, row)), name, "scratch"
+    return create_model(name, task=teacher.task, **_student_kwargs(config, row)), name, "scratch"
 
 
 def _student_kwargs(config: DistillConfig, row: ModelSpec) -> dict[str, Any]:
     """Return the arguments of the student's factory, the channels of the task among them where it takes them."""
-    channels = {"in_channels": row.inputs[0].shape[1], "out_channels": row.outputs[0].shape[1]}
     known = inspect.signature(load_object(row.factory)).parameters
+    channels = {"in_channels": row.packed_channels, "out_channels": row.outputs[0].shape[1]}
     return {**{key: value for key, value in channels.items() if key in known}, **config.student_kwargs}
 
 
@@ -246,6 +246,7 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
         raise ConfigError(explain("distill", expected="a teacher artifact", got="none", fix="pass --teacher"))
     started = time.time()
     task = get_task(artifact.task)
+    size = task.photo_size(data.input_size)[0]
     student, name, start = start_student(config, artifact)
     data.progress.note(f"Student {name} starts from {'the shipped weights' if start == 'shipped' else 'scratch'}")
     before = copy.deepcopy(student)
@@ -254,7 +255,7 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     student, account = distill_network(
         student, artifact, config, replace(data, train=learned), out, feature=row.feature
     )
-    judges = load_photos(judging, data.input_size[0])
+    judges = load_photos(judging, size)
     kept = "result"
     if config.keep_best and start == "shipped":
         gaps = {
@@ -264,7 +265,7 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
         if gaps["after"] > gaps["before"]:
             student, kept = before, "start"
             data.progress.note(f"Kept the start: LPIPS to the teacher {gaps['before']:.4f} against {gaps['after']:.4f}")
-    rgb = load_photos(data.eval, data.input_size[0], limit=48)
+    rgb = load_photos(data.eval, size, limit=48)
     options: dict[str, Any] = {"lpips_net": data.lpips_net, "lpips_weights": data.lpips_weights}
     scores = {
         "lpips_net": data.lpips_net,

@@ -175,7 +175,7 @@ def task_losses(task: Task, data: StageContext, config: PruneConfig) -> list[Los
 
     if config.importance != "taylor" and not _weighs(config):
         return []
-    rgb = load_photos(data.train.sample(config.photos, seed=data.seed), min(data.input_size))
+    rgb = load_photos(data.train.sample(config.photos, seed=data.seed), min(task.photo_size(data.input_size)))
 
     def on(batch: Tensor) -> Loss:
         inputs, target = task.prepare(batch)
@@ -395,7 +395,7 @@ def _plain(config: PruneConfig) -> dict[str, Any]:
 def _scores(net: nn.Module, task: Task, data: StageContext) -> Mapping[str, float]:
     from optimize.evaluate import evaluate, load_photos
 
-    rgb = load_photos(data.eval, data.input_size[0], limit=_JUDGED)
+    rgb = load_photos(data.eval, task.photo_size(data.input_size)[0], limit=_JUDGED)
     return evaluate(net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
 
 
@@ -403,7 +403,7 @@ def _judged(net: nn.Module, task: Task, data: StageContext) -> float:
     """Return the LPIPS of a network on some training photos: the evaluation photos are not for choosing."""
     from optimize.evaluate import load_photos, lpips_all, render_all, truth_all
 
-    rgb = load_photos(data.train.sample(_JUDGES, seed=data.seed + 1), data.input_size[0])
+    rgb = load_photos(data.train.sample(_JUDGES, seed=data.seed + 1), task.photo_size(data.input_size)[0])
     rendered = render_all(net, task, rgb)
     return float(lpips_all(rendered, truth_all(task, rgb), net=data.lpips_net, weights=data.lpips_weights).mean())
 

@@ -109,7 +109,7 @@ def example_inputs(spec: ModelSpec, size: tuple[int, int], *, batch: int = 1) ->
     """Return random inputs of a model in their value range, for tracing."""
     generator, sides = torch.Generator().manual_seed(0), {"N": batch, "H": size[0], "W": size[1]}
     inputs = []
-    for item in spec.inputs:
+    for item in spec.graph_inputs:
         shape = [sides.get(side, 1) if isinstance(side, str) else side for side in item.shape]
         low, high = item.value_range or (0.0, 1.0)
         inputs.append(low + (high - low) * torch.rand(shape, generator=generator))

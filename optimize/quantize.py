@@ -173,14 +173,15 @@ def _scorers(
     """Return one scorer on all evaluation photos at full size, and one on a few small ones."""
     from optimize.sensitivity import Scorer
 
-    rgb = _crops(data, data.input_size)
-    full = Scorer(simulation, get_task(artifact.task), rgb, data.lpips_net, data.lpips_weights)
+    task = get_task(artifact.task)
+    rgb = _crops(data, task.photo_size(data.input_size))
+    full = Scorer(simulation, task, rgb, data.lpips_net, data.lpips_weights)
     scale = config.sensitivity_size / max(data.input_size)
     size = data.input_size
     if scale < 1:
         height, width = (max(1, round(side * scale)) for side in data.input_size)
         size = get_spec(artifact.model, task=artifact.task).size.fit(height, width)
-    return full, replace(full, rgb=_crops(data, size, limit=config.sensitivity_photos))
+    return full, replace(full, rgb=_crops(data, task.photo_size(size), limit=config.sensitivity_photos))
 
 
 def _crops(data: StageContext, size: tuple[int, int], *, limit: int | None = None) -> Tensor:

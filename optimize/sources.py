@@ -164,18 +164,18 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
 
     spec = get_spec(artifact.model, task=artifact.task)
     spec.size.check(*input_size)
-    channels = [tensor.shape[1] for tensor in (spec.inputs[0], spec.outputs[0])]
-    want = (1, channels[1], *input_size)
+    height, width = input_size
+    want = spec.outputs[0].at(N=1, H=height, W=width).shape
+    given = (1, spec.packed_channels, height, width)
     try:
         with torch.inference_mode():
-            got: object = tuple(load_network(artifact)(torch.zeros(1, int(channels[0]), *input_size)).shape)
+            got: object = tuple(load_network(artifact)(torch.zeros(given)).shape)
     except PareError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         got = str(error).splitlines()[0]
     if got != want:
-        height, width = input_size
-        what = f"{artifact.model} on input (1, {channels[0]}, {height}, {width})"
+        what = f"{artifact.model} on input {given}"
         fix = "pass another --input-size, or the --task whose tensors this network takes and gives"
         raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
 

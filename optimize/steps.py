@@ -60,10 +60,10 @@ class StageJudge:
         """Return ``lpips``, ``lpips_net``, ``psnr_db``, ... of a ``torch`` artifact in FP32, means over the photos."""
         from optimize.evaluate import evaluate
 
-        if self._photos is None:
-            self._photos = load_crops(self.data.eval, self.data.input_size)
-        net, weights = self.data.lpips_net, self.data.lpips_weights
         task = get_task(artifact.task)
+        if self._photos is None:
+            self._photos = load_crops(self.data.eval, task.photo_size(self.data.input_size))
+        net, weights = self.data.lpips_net, self.data.lpips_weights
         scores = evaluate(load_network(artifact), task, self._photos, lpips_net=net, lpips_weights=weights)
         return {"lpips_net": net, **scores}
 
@@ -78,9 +78,9 @@ class StageJudge:
         )
 
 
-def load_crops(photos: PhotoSet, input_size: tuple[int, int]) -> Tensor:
+def load_crops(photos: PhotoSet, size: tuple[int, int]) -> Tensor:
     """Decode photos as centre crops: (N, 3, H, W) in [0, 1]."""
-    return to_batch([centre_crop(photo, *input_size) for photo in photos])
+    return to_batch([centre_crop(photo, *size) for photo in photos])
 
 
 def stage_fingerprint(name: str, config: Any, artifact: Artifact | None, data: StageContext) -> str:

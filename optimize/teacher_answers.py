@@ -75,9 +75,10 @@ class WithFeature(nn.Module):
 
 
 class Answers:
-    """A dataset of (crop uint8 (3, S, S), output fp16 (C, S, S), feature fp16 (F, h, w) or empty), randomly flipped.
+    """A dataset of (crop uint8 (3, S, S), output fp16 (C, S, S), feature fp16 (F, h, w) or empty).
 
-    Crops of pairs are (6, S, S).
+    Randomly flipped where the task allows that and draws nothing from the content of a photo. Crops of pairs are
+    (6, S, S).
 
     Attributes:
         runtime: What computed the answers, for example ``openvino bf16``.
@@ -203,7 +204,8 @@ def compute_answers(
             fix = "free disk space, or choose another cache folder"
             raise RunFolderError(explain(f"writing {folder}", expected="room", got=error, fix=fix)) from error
     wait_for_all()
-    return Answers(folder, may_flip=get_task(artifact.task).augmentation.horizontal_flip)
+    task = get_task(artifact.task)
+    return Answers(folder, may_flip=task.augmentation.horizontal_flip and not task.draws)
 
 
 def _done(folder: Path) -> int:

@@ -178,20 +178,20 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     """
     spec = get_spec(config.model, task=config.task)
     task = get_task(spec.task)
-    net = load_network(artifact) if artifact else create_model(config.model)
+    net = load_network(artifact) if artifact else create_model(config.model, task=config.task)
     if config.encoder_weights:
         from models.pretrained import load_encoder
 
         load_encoder(net, config.encoder_weights)
     rival = None
     if config.adversarial_weight:
-        rival = PatchDiscriminator(sum(int(t.shape[1]) for t in (spec.inputs[0], spec.outputs[0])))
+        rival = PatchDiscriminator(spec.packed_channels + int(spec.outputs[0].shape[1]))
     fit = Fit(net, config.fit, checkpoint=out / "train.checkpoint.safetensors", adversary=rival)
     log: list[dict[str, Any]] = []
     if fit.resume():
         data.progress.note(f"Resuming at step {fit.step}")
         log = _read_log(out / LOG)
-    rgb = load_photos(data.eval, data.input_size[0], limit=48)
+    rgb = load_photos(data.eval, task.photo_size(data.input_size)[0], limit=48)
 
     def report(epoch: int) -> None:
         scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)

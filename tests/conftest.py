@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,3 +74,22 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def tiny_student(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """``chroma_unet`` of widths 8 and 16 with random weights, a torch artifact on disk."""
     return save_tiny(tmp_path_factory.mktemp("student"), "chroma_unet", dict(TINY_STUDENT), 2)
+
+
+@pytest.fixture(scope="session")
+def two_inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
+    """A network with a run-time control (``tests/two_inputs.py``), a torch artifact on disk."""
+    import torch
+
+    import models
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        torch.manual_seed(3)
+        net = models.create_model("two_inputs:controlled", width=16)
+        net.norm.running_mean.normal_(0, 0.1)
+        net.norm.running_var.uniform_(0.5, 1.5)
+        path = tmp_path_factory.mktemp("controlled") / "controlled.safetensors"
+        yield models.save_network(
+            net, path, model="two_inputs:controlled", task="two_inputs:Darken", model_kwargs={"width": 16}
+        )

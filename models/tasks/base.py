@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from models.spec import TensorSpec
+from models.spec import Control, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,9 @@ class Task(ABC):
         do_nothing: What the do-nothing baseline is, in words.
         paired: ``prepare`` also takes pairs (N, 6, H, W): the photo, and behind it what a person made of it.
         augmentation: What may be done to training photos.
+        controls: Run-time controls that ``prepare`` packs behind the image channels of its input.
+        draws: ``prepare`` draws noise or control values from the content of a photo: a mirrored crop gives others.
+        photo_scale: Height and width of a photo over those of the network input made of it.
     """
 
     name: ClassVar[str]
@@ -49,10 +52,17 @@ class Task(ABC):
     do_nothing: ClassVar[str] = "the input, unchanged"
     paired: ClassVar[bool] = False
     augmentation: ClassVar[Augmentation] = Augmentation()
+    controls: ClassVar[tuple[Control, ...]] = ()
+    draws: ClassVar[bool] = False
+    photo_scale: ClassVar[int] = 1
 
     @abstractmethod
     def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn photos (N, 3, H, W) in [0, 1] into network input and target, both (N, C, H, W)."""
+        """Turn photos (N, 3, H, W) in [0, 1] into network input and target, both (N, C, H, W).
+
+        Control values follow the image channels of the input (``models.controls.pack``). What is random is drawn from
+        a photo's content, so that the same photo gives the same input again.
+        """
 
     @abstractmethod
     def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:
@@ -69,6 +79,10 @@ class Task(ABC):
     def truth(self, inputs: Tensor, target: Tensor) -> Tensor:
         """Return the picture (N, 3, H, W) in [0, 1] that a perfect network would give: the target, rendered."""
         return self.render(inputs, target)
+
+    def photo_size(self, input_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of the photos that give network inputs of ``input_size``."""
+        return input_size[0] * self.photo_scale, input_size[1] * self.photo_scale
 
     def loss_weight(self, target: Tensor) -> Tensor:
         """Return a per-pixel loss weight (N, 1, H, W) for ``target``; ones unless the task says otherwise."""

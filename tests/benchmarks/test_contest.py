@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import contest
 from benchmarks.contest import Contestant, open_contestants
-from models.artifact import Artifact
+from models.artifact import Artifact, load_network
 from models.errors import ConfigError, UnsupportedError, UsageError
+from models.registry import get_task
 from models.spec import Precision, TensorSpec
 
 SIZE = (64, 64)
@@ -153,3 +155,15 @@ def test_without_a_runner_nothing_is_computed(tiny_teacher: Artifact) -> None:
 def test_errors_are_said_in_one_line() -> None:
     assert contest.say(ConfigError("a: expected b,\n got c")) == "a: expected b, got c"
     assert contest.say(ValueError("bad")) == "ValueError: bad"
+
+
+def test_a_packed_control_reaches_the_graph(two_inputs: Artifact) -> None:
+    task = get_task(two_inputs.task)
+    packed = task.prepare(torch.rand(1, 3, 16, 16))[0]
+    with ExitStack() as stack:
+        (contestant,) = open_contestants([two_inputs], stack, threads=1, input_size=(16, 16), probes=False)
+        with torch.inference_mode():
+            want = load_network(two_inputs)(packed).numpy()
+        assert np.allclose(contestant.infer(packed.numpy()), want, atol=1e-6)
+        packed[:, 3] += 1
+        assert not np.allclose(contestant.infer(packed.numpy()), want, atol=1e-3)
