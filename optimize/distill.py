@@ -24,7 +24,7 @@ from optimize.config import to_plain
 from optimize.data import to_float
 from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
 from optimize.loop import Fit, FitConfig, Phase, run_fit
-from optimize.losses import feature_loss, kl_mse, pixel_loss
+from optimize.losses import PixelLoss, feature_loss, kl_mse, pixel_loss, total_variation
 from optimize.steps import written_once
 from optimize.teacher_answers import AnswerConfig, Answers, compute_answers
 
@@ -48,8 +48,11 @@ class DistillConfig:
         fit: Sizes, epochs, rates. Crops are cached with the teacher's answers, so ``repeat`` and ``min_area`` are of
             the cache.
         loss: ``regression`` (the weights below) or ``kl_mse`` (the source's formula).
-        output_weight: Weight of the L1 distance to the teacher's output.
-        truth_weight: Weight of the Cauchy distance (``losses.pixel_loss``) to the ground truth, weighted by the task.
+        output_weight: Weight of the distance to the teacher's output.
+        output_pixel: Which distance (``losses.pixel_loss``).
+        truth_weight: Weight of the distance to the ground truth, weighted by the task.
+        truth_pixel: Which distance.
+        tv_weight: Weight of the total variation of the output; 0: none.
         feature_weight: Weight of feature matching; needs ``feature`` in the specs of both networks.
         perceptual_weight: Weight of LPIPS on rendered RGB.
         perceptual_target: LPIPS to the ``truth`` or to what the ``teacher`` renders.
@@ -68,7 +71,10 @@ class DistillConfig:
     )
     loss: Literal["regression", "kl_mse"] = "regression"
     output_weight: float = 1.0
+    output_pixel: PixelLoss = "l1"
     truth_weight: float = 0.3
+    truth_pixel: PixelLoss = "cauchy"
+    tv_weight: float = 0.0
     feature_weight: float = 0.1
     perceptual_weight: float = 3.0
     perceptual_target: Literal["truth", "teacher"] = "truth"
@@ -80,7 +86,7 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         weights = (self.output_weight, self.truth_weight, self.feature_weight, self.perceptual_weight)
-        if min(weights) < 0 or max(weights) == 0:
+        if min(*weights, self.tv_weight) < 0 or max(weights) == 0:
             expected = "weights of 0 or more, one above 0"
             raise ConfigError(explain("distillation losses", expected=expected, got=weights, fix="change the recipe"))
         if not 0 <= self.alpha <= 1 or self.temperature <= 0:
@@ -109,12 +115,16 @@ class DistillStep:
         if config.loss == "kl_mse":
             t, alpha, axis = config.temperature, config.alpha, config.axis
             return {"loss": kl_mse(output, answer, target, alpha=alpha, temperature=t, axis=axis)}
-        values = {"output": pixel_loss(output, answer, kind="l1", scale=task.output_scale)}
+        values = {"output": pixel_loss(output, answer, kind=config.output_pixel, scale=task.output_scale)}
         loss = config.output_weight * values["output"]
         if config.truth_weight:
             weight = task.loss_weight(target)
-            values["truth"] = pixel_loss(output, target, kind="cauchy", scale=task.output_scale, weight=weight)
+            kind = config.truth_pixel
+            values["truth"] = pixel_loss(output, target, kind=kind, scale=task.output_scale, weight=weight)
             loss = loss + config.truth_weight * values["truth"]
+        if config.tv_weight:
+            values["tv"] = total_variation(output, scale=task.output_scale)
+            loss = loss + config.tv_weight * values["tv"]
         if self.fit.extras is not None:
             values["feature"] = feature_loss(self.fit.extras(self.tap.value()).float(), feature.float())
             loss = loss + config.feature_weight * values["feature"]

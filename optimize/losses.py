@@ -7,15 +7,16 @@ feature matching and LPIPS.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.metrics.fidelity import SCALE_WEIGHTS, WINDOW, similarity
 from models.errors import ConfigError, explain
 
-PixelLoss = Literal["mse", "l1", "huber", "cauchy"]
+PixelLoss = Literal["mse", "l1", "huber", "cauchy", "ms_ssim_l1"]
 AdversarialLoss = Literal["bce", "lsgan", "hinge"]
 
 
@@ -27,10 +28,13 @@ def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, 
         target: What it should be, same shape.
         kind: ``mse``, ``l1``, ``huber`` (knee at 10 steps), or ``cauchy``: log(1 + d^2 / 100) / 2 of the distance d
             over the channels together. Where several answers are right (green or brown leaves), ``mse`` ends at their
-            mean and ``huber`` near their median, both dull; ``cauchy`` chooses one.
+            mean and ``huber`` near their median, both dull; ``cauchy`` chooses one. Or ``ms_ssim_l1``
+            (``ms_ssim_l1``, over 10 steps like ``l1``).
         scale: Output units of one visible step (``Task.output_scale``).
-        weight: Per-pixel weight (N, 1, H, W).
+        weight: Per-pixel weight (N, 1, H, W); structural similarity has none.
     """
+    if kind == "ms_ssim_l1":
+        return ms_ssim_l1(preds, target) / (10 * scale)
     difference = (preds - target) / scale
     if kind == "mse":
         distance = difference.square() / 100
@@ -41,10 +45,42 @@ def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, 
     elif kind == "cauchy":
         distance = torch.log1p(difference.square().sum(dim=1, keepdim=True) / 100) / 2
     else:
-        raise ConfigError(
-            explain("pixel loss", expected="mse, l1, huber or cauchy", got=repr(kind), fix="choose one of these")
-        )
+        expected = " | ".join(get_args(PixelLoss))
+        raise ConfigError(explain("pixel loss", expected=expected, got=repr(kind), fix="choose one of these"))
     return (distance if weight is None else distance * weight).mean()
+
+
+def ms_ssim_l1(preds: Tensor, target: Tensor, *, share: float = 0.84) -> Tensor:
+    """0.84 (1 - MS-SSIM) + 0.16 L1 of values in a range of 1, any number of channels, sides of 11 or more.
+
+    MS-SSIM has five scales from 176 pixels on, else as many as its window fits into, their weights made to sum to one.
+
+    Source: Zhao et al. 2017, "Loss functions for image restoration with neural networks" (whose L1 is blurred by the
+    window of the coarsest scale; here it is not).
+    """
+    distance = functional.l1_loss(preds, target)
+    count = sum(min(preds.shape[2:]) >= WINDOW * 2**scale for scale in range(len(SCALE_WEIGHTS)))
+    if not count:
+        got = f"{preds.shape[2]}x{preds.shape[3]}"
+        fix = "train on larger crops, or choose another pixel loss"
+        raise ConfigError(explain("ms_ssim_l1", expected=f"sides of {WINDOW} or more", got=got, fix=fix))
+    likeness = preds.new_ones(preds.shape[:2])
+    for scale, weight in enumerate(SCALE_WEIGHTS[:count]):
+        if scale:
+            preds, target = functional.avg_pool2d(preds, 2), functional.avg_pool2d(target, 2)
+        whole, structure = similarity(preds, target)
+        part = whole if scale == count - 1 else structure
+        likeness = likeness * part.clamp_min(1e-3) ** (weight / sum(SCALE_WEIGHTS[:count]))  # a slope at 0 is infinite
+    return share * (1 - likeness.mean()) + (1 - share) * distance
+
+
+def total_variation(preds: Tensor, *, scale: float) -> Tensor:
+    """Mean absolute step to the right and downward neighbour, in the unit of ``pixel_loss``'s ``l1``: (N, C, H, W).
+
+    Source: Rudin et al. 1992 (the anisotropic form); a weight of 0.001 to 0.01 keeps overlays smooth.
+    """
+    steps = preds.diff(dim=3).abs().mean() + preds.diff(dim=2).abs().mean()
+    return steps / (10 * scale)
 
 
 def kl_mse(

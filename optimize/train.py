@@ -26,7 +26,7 @@ from optimize.config import to_plain
 from optimize.data import PhotoCrops, to_float
 from optimize.evaluate import evaluate, load_photos
 from optimize.loop import Fit, FitConfig, Phase, run_fit
-from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, generator_loss, pixel_loss
+from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, generator_loss, pixel_loss, total_variation
 from optimize.steps import written_once
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ class TrainConfig:
         model: Registry name or ``"package.module:factory"``.
         task: Task of your own factory; None: that of its spec, else ``colorize``.
         fit: Sizes, epochs, rates.
-        pixel: ``huber``, ``l1``, ``mse`` or ``cauchy``.
+        pixel: ``huber``, ``l1``, ``mse``, ``cauchy`` or ``ms_ssim_l1``.
         late_pixel: Pixel loss of the last part: ``cauchy`` makes up its mind; None: ``pixel`` throughout.
         late_from: Share of the training after which ``late_pixel`` comes in, in [0, 1].
+        tv_weight: Weight of the total variation of the output; 0: none. For overlays 0.001 to 0.01.
         task_weight: Weigh pixels as the task says (``Task.loss_weight``).
         perceptual_weight: Weight of LPIPS on the rendered RGB; 0: none.
         lpips_net: Which LPIPS the training uses.
@@ -66,6 +67,7 @@ class TrainConfig:
     pixel: PixelLoss = "huber"
     late_pixel: PixelLoss | None = "cauchy"
     late_from: float = 0.6
+    tv_weight: float = 0.0
     task_weight: bool = True
     perceptual_weight: float = 5.0
     lpips_net: str = "lite"
@@ -76,8 +78,9 @@ class TrainConfig:
     encoder_weights: str | None = None
 
     def __post_init__(self) -> None:
-        if self.perceptual_weight < 0 or self.adversarial_weight < 0 or not 0 <= self.adversarial_from <= 1:
-            got = f"{self.perceptual_weight}, {self.adversarial_weight}, {self.adversarial_from}"
+        weights = (self.perceptual_weight, self.tv_weight, self.adversarial_weight)
+        if min(weights) < 0 or not 0 <= self.adversarial_from <= 1:
+            got = f"{', '.join(map(str, weights))}, {self.adversarial_from}"
             expected = "weights of 0 or more, adversarial_from in [0, 1]"
             raise ConfigError(explain("training losses", expected=expected, got=got, fix="change the recipe"))
 
@@ -127,6 +130,9 @@ class TrainStep:
         pixel = pixel_loss(output, target, kind=kind, scale=task.output_scale, weight=weight)
         values = {"pixel": pixel}
         loss = pixel
+        if config.tv_weight:
+            values["tv"] = total_variation(output, scale=task.output_scale)
+            loss = loss + config.tv_weight * values["tv"]
         if self.perceptual is not None:
             with self.fit.accelerator.autocast():
                 values["lpips"] = (

@@ -8,10 +8,10 @@ from torch.nn import functional
 
 from benchmarks.metrics.checks import check_pair, precise
 
-_WINDOW, _SIGMA = 11, 1.5
+WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
-_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-_MS_SSIM_SMALLEST = _WINDOW * 2 ** (len(_SCALE_WEIGHTS) - 1)
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_MS_SSIM_SMALLEST = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
 
 
 def psnr(preds: Tensor, target: Tensor) -> Tensor:
@@ -43,16 +43,21 @@ def _gaussian_mean(images: Tensor) -> Tensor:
 
 def _bands(size: int, like: Tensor) -> Tensor:
     """Return the matrix (size - 10, size) whose rows are the shifted Gaussian window."""
-    offsets = torch.arange(_WINDOW, dtype=like.dtype, device=like.device) - _WINDOW // 2
+    offsets = torch.arange(WINDOW, dtype=like.dtype, device=like.device) - WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
-    bands = like.new_zeros(size - _WINDOW + 1, size)
+    bands = like.new_zeros(size - WINDOW + 1, size)
     for index, weight in enumerate(window / window.sum()):
         bands.diagonal(index).fill_(float(weight))
     return bands
 
 
-def _similarity(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Return SSIM and its contrast-structure part, (N, C) each, averaged over the image."""
+def similarity(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return SSIM and its contrast-structure part, (N, C) each, averaged over the image; differentiable.
+
+    Args:
+        first: (N, C, H, W) in [0, 1], any number of channels, sides of 11 or more.
+        second: The same shape.
+    """
     moments = _gaussian_mean(torch.cat((first, second, first * first, second * second, first * second)))
     mean1, mean2, square1, square2, product = moments.chunk(5)
     variance1, variance2, covariance = square1 - mean1**2, square2 - mean2**2, product - mean1 * mean2
@@ -78,8 +83,8 @@ def ssim(preds: Tensor, target: Tensor) -> Tensor:
         ConfigError: Shape, type or range is another one.
         InputSizeError: A side below 11.
     """
-    check_pair(preds, target, smallest=_WINDOW, metric="ssim")
-    return _similarity(*precise(preds, target))[0].mean(dim=1).to(torch.float32)
+    check_pair(preds, target, smallest=WINDOW, metric="ssim")
+    return similarity(*precise(preds, target))[0].mean(dim=1).to(torch.float32)
 
 
 def ms_ssim(preds: Tensor, target: Tensor) -> Tensor:
@@ -102,10 +107,10 @@ def ms_ssim(preds: Tensor, target: Tensor) -> Tensor:
     check_pair(preds, target, smallest=_MS_SSIM_SMALLEST, metric="ms_ssim")
     first, second = precise(preds, target)
     result = torch.ones_like(first[:, :, 0, 0])
-    for scale, weight in enumerate(_SCALE_WEIGHTS):
+    for scale, weight in enumerate(SCALE_WEIGHTS):
         if scale:
             first, second = functional.avg_pool2d(first, 2), functional.avg_pool2d(second, 2)
-        whole, structure = _similarity(first, second)
-        part = whole if scale == len(_SCALE_WEIGHTS) - 1 else structure
+        whole, structure = similarity(first, second)
+        part = whole if scale == len(SCALE_WEIGHTS) - 1 else structure
         result = result * part.clamp_min(0) ** weight
     return result.mean(dim=1).to(torch.float32)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from models.errors import ConfigError
-from optimize.losses import discriminator_loss, feature_loss, generator_loss, kl_mse, pixel_loss
+from optimize.losses import (
+    discriminator_loss,
+    feature_loss,
+    generator_loss,
+    kl_mse,
+    ms_ssim_l1,
+    pixel_loss,
+    total_variation,
+)
 
 
 def pixels(*values: float) -> Tensor:
@@ -105,7 +113,7 @@ def test_each_side_pays_for_what_the_other_wants(kind: str) -> None:
     [
         (
             lambda x: pixel_loss(x, x, kind="l3", scale=1.0),
-            "pixel loss: expected mse, l1, .*, got 'l3'; fix: choose one",
+            "pixel loss: expected mse . l1 .*, got 'l3'; fix: choose one",
         ),  # type: ignore[arg-type]
         (lambda x: generator_loss(x, kind="wgan"), "adversarial loss: expected bce, lsgan or hinge, got 'wgan'"),  # type: ignore[arg-type]
         (lambda x: discriminator_loss(x, x, kind="wgan"), "expected bce, lsgan or hinge, got 'wgan'; fix: choose one"),  # type: ignore[arg-type]
@@ -114,3 +122,33 @@ def test_each_side_pays_for_what_the_other_wants(kind: str) -> None:
 def test_unknown_losses_are_refused(loss: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         loss(torch.zeros(1, 1, 2, 2))  # type: ignore[operator]
+
+
+def test_ms_ssim_l1_is_the_published_mix() -> None:
+    """Against the metric (float64, five scales) and L1, mixed 0.84 to 0.16."""
+    from benchmarks.metrics import ms_ssim
+
+    target = torch.rand(1, 3, 22, 22).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    preds = (target + 0.1 * torch.randn(1, 3, 176, 176)).clamp(0, 1)
+    want = 0.84 * (1 - float(ms_ssim(preds, target))) + 0.16 * float((preds - target).abs().mean())
+    assert ms_ssim_l1(preds, target).item() == pytest.approx(want, abs=1e-4)
+    in_steps = pixel_loss(preds, target, kind="ms_ssim_l1", scale=1 / 255)
+    assert in_steps.item() == pytest.approx(25.5 * want, abs=1e-2)
+
+
+def test_ms_ssim_l1_of_small_crops_and_one_channel() -> None:
+    target = torch.rand(2, 1, 32, 24)
+    assert ms_ssim_l1(target, target).item() == pytest.approx(0, abs=1e-5)
+    preds = (1 - target).requires_grad_()
+    ms_ssim_l1(preds, target).backward()
+    assert preds.grad is not None
+    assert bool(torch.isfinite(preds.grad).all())
+    assert float(preds.grad.abs().max()) > 0
+    with pytest.raises(ConfigError, match="ms_ssim_l1: expected sides of 11 or more, got 8x32; fix: train on larger"):
+        ms_ssim_l1(torch.rand(1, 1, 8, 32), torch.rand(1, 1, 8, 32))
+
+
+def test_total_variation_worked_by_hand() -> None:
+    """Rows 0, 1, 0 and 0, 3, 0: steps to the right 1, 1, 3, 3 (mean 2), down 0, 2, 0 (mean 2/3)."""
+    preds = torch.tensor([[0.0, 1.0, 0.0], [0.0, 3.0, 0.0]]).view(1, 1, 2, 3)
+    assert total_variation(preds, scale=0.1).item() == pytest.approx(2 + 2 / 3)

@@ -122,7 +122,13 @@ def test_training_and_distillation_take_pairs(paired_context: StageContext, tmp_
     assert teacher.task == "overlay"
     assert teacher.metadata["scores"]["psnr_db_do_nothing"] > 10
     settings = distill.DistillConfig(
-        student="chroma_unet", student_kwargs=TINY, fit=replace(fit, repeat=2), feature_weight=0.0
+        student="chroma_unet",
+        student_kwargs=TINY,
+        fit=replace(fit, repeat=2),
+        feature_weight=0.0,
+        output_pixel="ms_ssim_l1",
+        truth_pixel="huber",
+        tv_weight=0.005,
     )
     student = distill.run(teacher, settings, paired_context, tmp_path / "distill")
     assert student.parent_sha256 == teacher.sha256

@@ -252,3 +252,13 @@ def test_the_pixel_loss_changes_late(tmp_path: Path) -> None:
         steps = (step.fit.net(inputs) - target) * 255
     assert step(batch, 0.4)["pixel"].item() == pytest.approx(steps.abs().mean().item() / 10, rel=1e-4)
     assert step(batch, 0.5)["pixel"].item() == pytest.approx(steps.square().mean().item() / 100, rel=1e-4)
+
+
+def test_total_variation_is_added_with_its_weight(tmp_path: Path) -> None:
+    batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        values = make_step(tmp_path, config(tv_weight=0.25, perceptual_weight=0))(batch, 0.0)
+    assert float(values["tv"]) > 0
+    assert float(values["loss"]) == pytest.approx(float(values["pixel"] + 0.25 * values["tv"]), rel=1e-5)
+    with pytest.raises(ConfigError, match="training losses: expected weights of 0 or more"):
+        config(tv_weight=-1.0)
