@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.errors import CheckpointError, ConfigError, UnknownNameError, UsageError, explain
-from models.spec import ModelSpec, SizeRequirements, TensorSpec
+from models.spec import Control, ModelSpec, SizeRequirements, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,36 @@ WEIGHTS = Path(__file__).parent / "weights"
 _L = TensorSpec("input", ("N", 1, "H", "W"), value_range=(0.0, 1.0), color_space="cielab-l/100")
 _AB = TensorSpec("output", ("N", 2, "H", "W"), value_range=(-0.5, 0.5), color_space="cielab-ab/255")
 
+_PHOTO = TensorSpec("input", ("N", 3, "H", "W"), value_range=(0.0, 1.0))
+_OVERLAY = TensorSpec("output", ("N", 1, "H", "W"), value_range=(0.0, 1.0), color_space="overlay-soft-light")
+
+_OVERLAY_STUDENT_ROWS = (
+    ModelSpec(
+        name="overlay_unet",
+        task="overlay",
+        factory="models.overlay_unet:overlay_unet",
+        inputs=(_PHOTO,),
+        outputs=(_OVERLAY,),
+        size=SizeRequirements(minimum=32, multiple_of=16),
+        role="student",
+        feature="bottleneck",
+        source="Pare",
+    ),
+    ModelSpec(
+        name="film_unet",
+        task="overlay_variants",
+        factory="models.overlay_unet:film_unet",
+        inputs=(_PHOTO,),
+        outputs=(_OVERLAY,),
+        size=SizeRequirements(minimum=32, multiple_of=16),
+        controls=(Control("variant", "graph_input", 0.0, 1.0, 0.0),),
+        student="overlay_unet",
+        feature="bottleneck",
+        source="Pare; Perez et al. 2018 (FiLM)",
+    ),
+)
 _MODEL_ROWS = (
+    *_OVERLAY_STUDENT_ROWS,
     ModelSpec(
         name="resnet18_unet",
         task="colorize",
@@ -50,6 +79,7 @@ _MODEL_ROWS = (
 _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
     ("overlay", "models.tasks.overlay:Overlay"),
+    ("overlay_variants", "models.tasks.overlay_variants:OverlayVariants"),
 )
 
 

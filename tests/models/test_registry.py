@@ -52,12 +52,13 @@ def test_every_model_keeps_its_contract(name: str) -> None:
     height, width = spec.size.fit(33, 1)
     spec.size.check(height, width)
     with torch.inference_mode():
-        out = net(torch.zeros(1, int(spec.inputs[0].shape[1]), height, width))
+        out = net(torch.zeros(1, spec.packed_channels, height, width))
     assert out.shape == (1, spec.outputs[0].shape[1], height, width)
     assert spec.name == name
     assert spec.task in TASKS
     assert spec.source
     assert (spec.inputs, spec.outputs) == (get_task(spec.task).inputs, get_task(spec.task).outputs)
+    assert spec.graph_controls == get_task(spec.task).controls
     if spec.student is not None:
         assert get_spec(spec.student).role == "student"
     if spec.feature is not None:
@@ -82,7 +83,7 @@ def test_every_task_keeps_its_contract(name: str) -> None:
     rgb = torch.rand(2, 3, 32, 32)
     inputs, target = task.prepare(rgb)
     assert task.name == name
-    assert inputs.shape[1] == task.inputs[0].shape[1]
+    assert inputs.shape[1] == int(task.inputs[0].shape[1]) + len(task.controls)
     assert target.shape[1] == task.outputs[0].shape[1]
     assert task.baseline(inputs).shape == target.shape
     assert task.loss_weight(target).shape == (2, 1, 32, 32)

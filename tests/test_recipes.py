@@ -1,0 +1,33 @@
+"""The recipes that come with Pare can be read, and name what exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.registry import get_spec
+from optimize.recipe import combine, stage_config
+from optimize.registry import STAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    recipe = combine(path, {})
+    spec = get_spec(recipe.teacher.model, task=recipe.teacher.task)
+    spec.size.check(*recipe.input_size)
+    for name in STAGES.keys() & recipe.options.keys():
+        config = stage_config(recipe, name)
+        for phase in config.fit.phases:
+            spec.size.check(phase.size, phase.size)
+
+
+def test_the_overlay_recipe_is_the_published_practice() -> None:
+    recipe = combine(ROOT / "recipes" / "overlay.yaml", {})
+    config = stage_config(recipe, "train")
+    assert [phase.size for phase in config.fit.phases] == [256, 384, 512]
+    assert (config.pixel, config.fit.ema_decay, config.fit.tone_jitter) == ("ms_ssim_l1", 0.999, 0.0)
+    assert 0.001 <= config.tv_weight <= 0.01
