@@ -80,6 +80,7 @@ _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
     ("overlay", "models.tasks.overlay:Overlay"),
     ("overlay_variants", "models.tasks.overlay_variants:OverlayVariants"),
+    ("balance", "models.tasks.balance:Balance"),
 )
 
 
