@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import models
 from models.artifact import Artifact, load_network
 from models.errors import CheckpointError, ConfigError, TrainingError
+from models.registry import get_task
 from models.resnet18_unet import ResNet18Encoder
 from optimize.loop import Fit, FitConfig, Phase
 from optimize.stage import StageContext
@@ -262,3 +263,28 @@ def test_total_variation_is_added_with_its_weight(tmp_path: Path) -> None:
     assert float(values["loss"]) == pytest.approx(float(values["pixel"] + 0.25 * values["tv"]), rel=1e-5)
     with pytest.raises(ConfigError, match="training losses: expected weights of 0 or more"):
         config(tv_weight=-1.0)
+
+
+class _OwnLoss(torch.nn.Module):
+    """A network whose training is not by its output: it learns one number, 0.5, and no pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor | None = None) -> Any:
+        return input if target is None else self.training_losses(input, target)
+
+    def training_losses(self, inputs: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.value - 0.5).square().sum() + 0 * (inputs.sum() + target.sum())}
+
+
+def test_a_network_brings_its_own_training_losses() -> None:
+    from types import SimpleNamespace
+
+    net = _OwnLoss()
+    fit: Any = SimpleNamespace(net=net, raw_net=net)
+    step = TrainStep(fit, get_task("balance"), TrainConfig(perceptual_weight=0), None)
+    values = step(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 0.0)
+    assert set(values) == {"loss"}
+    assert float(values["loss"]) == 0.25
