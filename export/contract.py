@@ -28,6 +28,10 @@ COLOR_WORDS: Mapping[str, str] = {
         "grey overlay composited over the photo in Photoshop's Soft Light: 0.5 changes nothing, less darkens, more "
         "lightens"
     ),
+    "bayer-rgbg": (
+        "raw sensor values of an RGGB mosaic as planes red, green, blue, green: (raw - black) / (white - black), "
+        "not amplified, not white-balanced"
+    ),
     "control": "A strength that the app sets at run time, one value",
     "cielab-ab/255": "CIELab chroma a then b (D65 white, 2 degree observer) divided by 255: 0 is neutral grey",
 }

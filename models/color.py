@@ -95,3 +95,35 @@ def normalize_lab(lab: Tensor) -> tuple[Tensor, Tensor]:
 def denormalize_lab(lightness: Tensor, chroma: Tensor) -> Tensor:
     """Join L / 100 (N, 1, H, W) and ab / 255 (N, 2, H, W) into Lab (N, 3, H, W)."""
     return torch.cat([lightness * _L_MAX, chroma * AB_SCALE], dim=1)
+
+
+def normalize_raw(raw: Tensor, black: Tensor | float, white: float) -> Tensor:
+    """Bring sensor values to black level 0 and white level 1; what lies below black becomes 0.
+
+    Args:
+        raw: Sensor values, any shape.
+        black: Black level, one number or one a channel in a shape that broadcasts.
+        white: White level, above black.
+    """
+    return ((raw.float() - black) / (white - black)).clamp_min(0.0)
+
+
+def pack_bayer(mosaic: Tensor) -> Tensor:
+    """Pack an RGGB mosaic (N, 1, H, W) into planes R, G, B, G: (N, 4, H / 2, W / 2); H and W even."""
+    rows = mosaic[:, :, 0::2], mosaic[:, :, 1::2]
+    planes = (rows[0][..., 0::2], rows[0][..., 1::2], rows[1][..., 1::2], rows[1][..., 0::2])
+    return torch.cat(planes, dim=1)
+
+
+def rgb_to_bayer(rgb: Tensor) -> Tensor:
+    """Sample linear RGB (N, 3, H, W) as an RGGB sensor does and pack it: R, G, B, G (N, 4, H / 2, W / 2)."""
+    top, bottom = rgb[:, :, 0::2], rgb[:, :, 1::2]
+    planes = (top[:, 0:1, :, 0::2], top[:, 1:2, :, 1::2], bottom[:, 2:3, :, 1::2], bottom[:, 1:2, :, 0::2])
+    return torch.cat(planes, dim=1)
+
+
+def bayer_to_rgb(packed: Tensor) -> Tensor:
+    """Demosaic packed R, G, B, G (N, 4, H, W) simply: each 2x2 cell one colour, enlarged bilinearly (N, 3, 2H, 2W)."""
+    red, green, blue = packed[:, 0:1], (packed[:, 1:2] + packed[:, 3:4]) / 2, packed[:, 2:3]
+    small = torch.cat([red, green, blue], dim=1)
+    return torch.nn.functional.interpolate(small, scale_factor=2.0, mode="bilinear", align_corners=False)

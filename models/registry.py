@@ -76,11 +76,30 @@ _MODEL_ROWS = (
         source="Pare",
     ),
 )
+_RAW = TensorSpec("input", ("N", 4, "H", "W"), value_range=(0.0, 1.0), color_space="bayer-rgbg")
+_DOUBLE = TensorSpec("output", ("N", 3, "2H", "2W"), value_range=(0.0, 1.0))
+_SID = ModelSpec(
+    name="sid_unet",
+    task="low_light",
+    factory="models.sid_unet:sid_unet",
+    inputs=(_RAW,),
+    outputs=(_DOUBLE,),
+    size=SizeRequirements(minimum=16, multiple_of=16),
+    controls=(Control("ratio", "graph_input", 1.0, 300.0, 100.0),),
+    student="sid_unet_8",
+    feature="bottleneck",
+    source="Chen et al. 2018; lavi135246/pytorch-Learning-to-See-in-the-Dark",
+)
+_LOW_LIGHT_ROWS = (
+    _SID,
+    replace(_SID, name="sid_unet_8", defaults={"width": 8, "deepest": 256}, role="student", student=None),
+)
 _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
     ("overlay", "models.tasks.overlay:Overlay"),
     ("overlay_variants", "models.tasks.overlay_variants:OverlayVariants"),
     ("balance", "models.tasks.balance:Balance"),
+    ("low_light", "models.tasks.low_light:LowLight"),
 )
 
 
@@ -93,7 +112,7 @@ def _table(rows: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     return table
 
 
-MODELS: Mapping[str, ModelSpec] = _table(tuple((row.name, row) for row in _MODEL_ROWS))
+MODELS: Mapping[str, ModelSpec] = _table(tuple((row.name, row) for row in (*_MODEL_ROWS, *_LOW_LIGHT_ROWS)))
 TASKS: Mapping[str, str] = _table(_TASK_ROWS)
 
 

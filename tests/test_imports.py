@@ -103,4 +103,4 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert about["Name"] == "pare"
     assert about["License-Expression"] == "Apache-2.0"
     assert about["Requires-Python"] == "<3.14,>=3.10"
-    assert set(about.get_all("Provides-Extra") or ()) == {"onnx", "openvino", "tensorrt", "coreml", "all", "dev"}
+    assert set(about.get_all("Provides-Extra") or ()) == {"onnx", "openvino", "tensorrt", "coreml", "raw", "all", "dev"}

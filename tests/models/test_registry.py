@@ -53,7 +53,7 @@ def test_every_model_keeps_its_contract(name: str) -> None:
     spec.size.check(height, width)
     with torch.inference_mode():
         out = net(torch.zeros(1, spec.packed_channels, height, width))
-    assert out.shape == (1, spec.outputs[0].shape[1], height, width)
+    assert out.shape == spec.outputs[0].at(N=1, H=height, W=width).shape
     assert spec.name == name
     assert spec.task in TASKS
     assert spec.source
@@ -83,7 +83,8 @@ def test_every_task_keeps_its_contract(name: str) -> None:
     rgb = torch.rand(2, 3, 32, 32)
     inputs, target = task.prepare(rgb)
     assert task.name == name
-    assert inputs.shape[1] == int(task.inputs[0].shape[1]) + len(task.controls)
+    assert inputs.shape[1] == task.inputs[0].shape[1] + len(task.controls)
+    assert inputs.shape[2] * task.photo_scale == 32
     assert target.shape[1] == task.outputs[0].shape[1]
     assert task.baseline(inputs).shape == target.shape
     assert task.loss_weight(target).shape == (2, 1, 32, 32)

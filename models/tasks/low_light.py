@@ -1,0 +1,95 @@
+"""Low light from raw: a short exposure as packed Bayer planes in, the sRGB photo of a long exposure out.
+
+Raw values have black level 0 and white level 1, channels R, G, B, G of an RGGB sensor; they are not amplified: the
+ratio of the two exposures is a control. A pair comes from a camera (``models.raw_pairs``: seven planes and the ratio),
+or is made from any photo: the sRGB curve undone, white balance undone, sampled as a sensor does, divided by a ratio,
+shot and read noise, rounded to the sensor's steps.
+
+Source: Chen et al. 2018 (input, ratio); Brooks et al. 2019, "Unprocessing images for learned raw denoising" (order of
+the steps, range of the noise).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from models import color, draws
+from models.controls import pack, spread, unpack
+from models.spec import Control, TensorSpec
+from models.tasks.base import Augmentation, Task
+
+#: White balance of daylight, red and blue over green; the network learns to apply it, as of the camera it is made for.
+GAINS = (2.0, 1.0, 1.6)
+#: Steps of a 14-bit sensor with black level 512, as the Sony of the SID dataset.
+STEPS = 16383 - 512
+RATIO = Control("ratio", "graph_input", 1.0, 300.0, 100.0)
+_RATIOS = (20.0, 300.0)
+#: Variance of the shot noise over the value, and deviation of the read noise; white level 1. Log-uniform.
+_SHOT = (3e-5, 3e-4)
+_READ = (5e-5, 4e-4)
+_PAIR = 8
+
+
+class LowLight(Task):
+    """Packed raw and ratio in, sRGB of twice the height and width out; doing nothing is amplifying and demosaicing."""
+
+    name: ClassVar[str] = "low_light"
+    inputs: ClassVar[tuple[TensorSpec, ...]] = (
+        TensorSpec("input", ("N", 4, "H", "W"), value_range=(0.0, 1.0), color_space="bayer-rgbg"),
+    )
+    outputs: ClassVar[tuple[TensorSpec, ...]] = (
+        TensorSpec("output", ("N", 3, "2H", "2W"), value_range=(0.0, 1.0), color_space="srgb"),
+    )
+    metrics: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "lpips", "delta_e")
+    output_scale: ClassVar[float] = 1 / 255
+    do_nothing: ClassVar[str] = "the raw values amplified, white-balanced, demosaiced bilinearly, with the sRGB curve"
+    controls: ClassVar[tuple[Control, ...]] = (RATIO,)
+    draws: ClassVar[bool] = True
+    photo_scale: ClassVar[int] = 2
+    augmentation: ClassVar[Augmentation] = Augmentation()
+
+    def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
+        """Photos (N, 3, 2H, 2W) in [0, 1], or pairs (N, 8, 2H, 2W) -> raw and ratio (N, 5, H, W), photo (N, 3, 2H, 2W).
+
+        A pair is what ``models.raw_pairs.as_photo`` gives.
+        """
+        if rgb.shape[1] == _PAIR:
+            ratio = rgb[:, 7, 0, 0]
+            return pack(rgb[:, :4, ::2, ::2], ratio[:, None]), rgb[:, 4:7]
+        photo = color.check_rgb(rgb).float()
+        raw, ratio = make_raw(photo)
+        return pack(raw, ratio[:, None]), photo
+
+    def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """The output, clipped: (N, 3, 2H, 2W) in [0, 1]."""
+        return outputs.float().clamp(0, 1)
+
+    def baseline(self, inputs: Tensor) -> Tensor:
+        """Amplify, white-balance, demosaic, apply the sRGB curve: (N, 3, 2H, 2W)."""
+        raw, ratio = unpack(inputs, 1)
+        gains = torch.tensor(GAINS, device=raw.device).view(1, 3, 1, 1)
+        return color.linear_to_srgb((color.bayer_to_rgb(raw * spread(ratio)) * gains).clamp(0, 1))
+
+
+def make_raw(photo: Tensor) -> tuple[Tensor, Tensor]:
+    """Make a short exposure of photos (N, 3, 2H, 2W) in [0, 1]: raw (N, 4, H, W) in [0, 1] and ratio (N,).
+
+    Ratio and noise are drawn from each photo's content.
+    """
+    sources = draws.generators(photo)
+    ratio = _log_uniform(sources, *_RATIOS)
+    shot, read = _log_uniform(sources, *_SHOT), _log_uniform(sources, *_READ)
+    gains = torch.tensor(GAINS).view(1, 3, 1, 1)
+    clean = color.rgb_to_bayer(color.srgb_to_linear(photo.cpu()) / gains) / spread(ratio)
+    deviation = (spread(shot) * clean + spread(read) ** 2).sqrt()
+    noisy = clean + deviation * draws.normal(sources, clean.shape[1:])
+    raw = (noisy * STEPS).round().clamp(0, STEPS) / STEPS
+    return raw.to(photo.device), ratio.to(photo.device)
+
+
+def _log_uniform(sources: list[torch.Generator], low: float, high: float) -> Tensor:
+    return draws.uniform(sources, math.log(low), math.log(high)).exp()
