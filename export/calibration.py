@@ -33,5 +33,5 @@ def calibrated_at(record: Quantization, size: tuple[int, int], *, dynamic: bool)
     resized = functional.interpolate(torch.from_numpy(inputs), size=size, mode="bilinear", antialias=True)
     with tempfile.TemporaryDirectory(prefix="pare-calibration-") as folder:
         path = Path(folder) / "calibration.safetensors"
-        save_tensors({TENSOR: resized}, path)
+        save_tensors({**record.tensors(), TENSOR: resized}, path)
         yield replace(record, calibration=path, sha256="")

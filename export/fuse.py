@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -31,6 +31,12 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
     for conv_name, norm_name in pairs:
         _fold(net, conv_name, norm_name)
     return net
+
+
+def add_to_bias(layer: nn.Module, shift: Tensor) -> None:
+    """Add ``shift`` (channels,) to the bias of a layer, which gets one where it has none."""
+    old = layer.bias.data if isinstance(layer.bias, Tensor) else 0
+    layer.bias = nn.Parameter(shift + old, requires_grad=False)
 
 
 def _traced_pairs(net: nn.Module) -> list[tuple[str, str]]:

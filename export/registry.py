@@ -47,7 +47,6 @@ _ROWS = (
         module="export.to_openvino",
         options={
             "preset": "activations of NNCF: mixed or performance (symmetric)",
-            "fast_bias_correction": "the quicker of NNCF's two bias corrections (true or false)",
             "inference_precision": "arithmetic of what stays in floating point beside INT8: fp32 or bf16",
         },
     ),

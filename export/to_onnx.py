@@ -25,7 +25,8 @@ from models.spec import ModelSpec, Precision
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from export.quantization import Dialect, Quantization
+    from export.qdq_lowering import Dialect
+    from export.quantization import Quantization
     from export.target import Runner
 
 OPSET = 18
@@ -116,7 +117,7 @@ def lower(model: ModelProto, record: Quantization, dialect: Dialect, contract: C
         ExportError: The graph cannot be computed on the calibration inputs.
     """
     from export.calibration import calibrated_at
-    from export.quantization import lower_qdq
+    from export.qdq_lowering import lower_qdq
 
     try:
         with quiet(), calibrated_at(record, contract.input_size, dynamic=contract.dynamic) as fitting:

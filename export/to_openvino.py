@@ -55,7 +55,7 @@ def export(
     """Convert a ``torch`` artifact to OpenVINO IR; see ``export.to_onnx.export`` for the arguments and errors.
 
     ``fp16`` stores FP16 weights and asks for FP16 arithmetic where the device has it; ``bf16`` stores FP16 weights and
-    computes in BF16 (FP32 sums); ``int8`` is NNCF post-training quantization of the float graph.
+    computes in BF16 (FP32 sums); ``int8``: NNCF places the rounding, the calibration record sets its ranges.
 
     Raises:
         MissingExtraError: openvino or nncf is not installed.
@@ -98,14 +98,15 @@ def _convert(ov: Any, graph: Any) -> Any:
 
 def _quantize(model: Any, graph: ModelProto, record: Quantization, contract: Contract, given: Mapping[str, Any]) -> Any:
     from export.calibration import calibrated_at
-    from export.quantization import float_nodes, lower_nncf
+    from export.nncf_lowering import lower_nncf
+    from export.qdq_lowering import float_nodes
 
-    ignored = _operations(model, float_nodes(record, layer_nodes(graph)))
+    nodes = layer_nodes(graph)
+    ignored = _operations(model, float_nodes(record, nodes))
     try:
         with quiet(), calibrated_at(record, contract.input_size, dynamic=contract.dynamic) as fitting:
-            quick = str(given.get("fast_bias_correction", True)).lower() == "true"
             preset = str(given.get("preset", "mixed"))
-            return lower_nncf(model, fitting, ignored, preset=preset, fast_bias_correction=quick)
+            return lower_nncf(model, graph, fitting, nodes, ignored, preset=preset)
     except PareError:
         raise
     except Exception as error:  # nncf and openvino raise their own exceptions

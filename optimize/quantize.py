@@ -35,7 +35,7 @@ class QuantizeConfig:
     """How to quantize.
 
     Attributes:
-        method: ``ptq``: post-training, min-max ranges.
+        method: ``ptq``: post-training; ranges and biases are fitted as ``optimize.range_fitting`` says.
         calibration_samples: Inputs that the ranges are measured on.
         max_lpips_drop: Largest LPIPS above the float network's that INT8 may cost.
         allow_drop: Keep the result even where it costs more.
@@ -77,7 +77,8 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
     """Quantize ``artifact``; see ``optimize.stage.Stage.run``.
 
     The result's metadata: ``quantization`` (the record), ``scores`` and ``float_scores`` (INT8 simulated, float),
-    ``lpips_drop``, ``sensitivity`` (a row a layer), ``warnings``.
+    ``lpips_drop``, ``lpips_drop_symmetric`` (TensorRT rounds inputs symmetrically; a large drop is a warning and fails
+    nothing, for more float layers would slow down the other targets), ``sensitivity`` (a row a layer), ``warnings``.
 
     Raises:
         CheckpointError: No artifact, or one that is quantized already.
@@ -96,6 +97,9 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
     drop = int8_scores["lpips"] - float_scores["lpips"]
     data.progress.note(_summary(data.lpips_net, drop, kept, scores))
     gate(drop, config, lpips_net=data.lpips_net)
+    rounded = [layer for layer in simulation.layers if layer not in kept]
+    symmetric = scorer.drop(rounded, float_scores["lpips"], symmetric=True)
+    warnings = [*coverage["warnings"], *_symmetry_warnings(symmetric, drop, config, data)]
     record = _record(simulation, kept, calibration, coverage, out)
     return save_network(
         net,
@@ -111,9 +115,10 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
             "scores": {**int8_scores, "simulated": True},
             "float_scores": float_scores,
             "lpips_drop": drop,
+            "lpips_drop_symmetric": symmetric,
             "lpips_net": data.lpips_net,
             "sensitivity": [row.to_json() for row in scores],
-            "warnings": coverage["warnings"],
+            "warnings": warnings,
         },
     )
 
@@ -162,9 +167,12 @@ def _gather(task: Task, config: QuantizeConfig, data: StageContext) -> Calibrati
 
 
 def _simulate(net: nn.Module, calibration: CalibrationSet, data: StageContext) -> SimulatedInt8:
+    from optimize.range_fitting import fit
     from optimize.simulation import SimulatedInt8
 
-    return SimulatedInt8(net, calibration.inputs, progress=data.progress)
+    simulation = SimulatedInt8(net, calibration.inputs, progress=data.progress)
+    fit(simulation, calibration.inputs, progress=data.progress)
+    return simulation
 
 
 def _scorers(
@@ -239,6 +247,18 @@ def _mix(
     return marked, kept, float_scores, int8_scores
 
 
+def _symmetry_warnings(symmetric: float, drop: float, config: QuantizeConfig, data: StageContext) -> list[str]:
+    """Return what to know about TensorRT, whose symmetric rounding the gate does not hold."""
+    if symmetric <= max(config.max_lpips_drop, drop):
+        return []
+    text = (
+        f"TensorRT rounds the inputs of layers symmetrically, which costs LPIPS-{data.lpips_net} {symmetric:+.4f} "
+        f"instead of {drop:+.4f}, simulated: lower --max-lpips-drop for more float layers, or use fp16 there"
+    )
+    data.progress.note(f"Warning: {text}")
+    return [text]
+
+
 def _record(
     simulation: SimulatedInt8,
     kept: tuple[str, ...],
@@ -246,11 +266,12 @@ def _record(
     coverage: Mapping[str, Any],
     out: Path,
 ) -> dict[str, Any]:
-    """Write the calibration inputs (as FP16) beside the artifact and return the record."""
-    from export.quantization import TENSOR, Quantization
+    """Write the calibration inputs (as FP16) and the bias corrections beside the artifact and return the record."""
+    from export.quantization import CORRECTION, TENSOR, Quantization
 
     path = out / CALIBRATION
-    save_tensors({TENSOR: calibration.inputs.half()}, path)
+    corrections = {f"{CORRECTION}{name}": value for name, value in simulation.corrections.items()}
+    save_tensors({TENSOR: calibration.inputs.half(), **corrections}, path)
     record = Quantization(
         calibration=path,
         samples=len(calibration.inputs),

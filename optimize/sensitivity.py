@@ -66,18 +66,18 @@ class Scorer:
         """What a perfect network would render: (N, 3, H, W) in [0, 1]."""
         return truth_all(self.task, self.rgb)
 
-    def render(self, layers: Collection[str]) -> Tensor:
+    def render(self, layers: Collection[str], *, symmetric: bool = False) -> Tensor:
         """Return the pictures of the network with ``layers`` in INT8: (N, 3, H, W) in [0, 1]."""
-        with self.simulation.quantized(layers) as net:
+        with self.simulation.quantized(layers, symmetric=symmetric) as net:
             return render_all(net, self.task, self.rgb)
 
     def distance(self, preds: Tensor, target: Tensor) -> float:
         """Mean LPIPS between pictures (N, 3, H, W)."""
         return float(lpips_all(preds, target, net=self.lpips_net, weights=self.lpips_weights).mean())
 
-    def drop(self, layers: Collection[str], float_lpips: float) -> float:
+    def drop(self, layers: Collection[str], float_lpips: float, *, symmetric: bool = False) -> float:
         """LPIPS to the truth with ``layers`` in INT8, minus ``float_lpips``."""
-        return self.distance(self.render(layers), self.truth) - float_lpips
+        return self.distance(self.render(layers, symmetric=symmetric), self.truth) - float_lpips
 
 
 @torch.no_grad()

@@ -1,21 +1,23 @@
 """INT8 simulated in PyTorch, any subset of the layers at a time: what sensitivity is scored with.
 
-A quantized layer rounds its input to uint8 (one asymmetric scale a tensor, min-max) and its weights to int8 (one
-symmetric scale an output channel), which is what the targets have in common. Biases and sums stay float.
+A quantized layer rounds its input to uint8 (one asymmetric scale a tensor) and its weights to int8 (one symmetric scale
+an output channel), which is what the targets have in common; TensorRT alone rounds the input to int8, symmetric, which
+wastes half of the levels where nothing is negative. Biases and sums stay float.
 
 Source: Jacob et al. 2018, integer-arithmetic-only inference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from export.fuse import fold_batch_norm
+from export.fuse import add_to_bias, fold_batch_norm
+from export.graph_ranges import typical_range
 from models.errors import UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
 
@@ -28,8 +30,10 @@ class SimulatedInt8(nn.Module):
     """A copy of a network, BatchNorm folded, whose layers are quantized inside of ``quantized(names)``.
 
     Attributes:
-        ranges: Smallest and largest input value of each layer over the calibration inputs, by module name, in the
-            order that the network calls them.
+        ranges: Input range of each layer that uint8 resolves, by module name, in the order that the network calls
+            them. At first the typical range over the calibration inputs; ``optimize.range_fitting`` narrows it.
+        observed: Smallest and largest input value of each layer in each calibration input, (n, 2).
+        corrections: What is added to the bias of each quantized layer, (channels,); none at first.
         macs: Multiply-adds of each layer for one calibration input.
 
     Args:
@@ -46,6 +50,8 @@ class SimulatedInt8(nn.Module):
         self.net = fold_batch_norm(net).eval()
         self._layers = {name: module for name, module in self.net.named_modules() if isinstance(module, LAYERS)}
         self.ranges: dict[str, tuple[float, float]] = {}
+        self.observed: dict[str, Tensor] = {}
+        self.corrections: dict[str, Tensor] = {}
         self.macs: dict[str, int] = {}
         self._observe(inputs, progress)
         if not self.ranges:
@@ -64,17 +70,37 @@ class SimulatedInt8(nn.Module):
         return output
 
     @contextmanager
-    def quantized(self, names: Collection[str]) -> Iterator[SimulatedInt8]:
-        """Quantize the layers ``names`` until the block ends."""
-        with self._hooked({name: self._rounding(name) for name in names}):
-            floats = {name: self._layers[name].weight.data for name in names}
+    def quantized(self, names: Collection[str], *, symmetric: bool = False) -> Iterator[SimulatedInt8]:
+        """Quantize the layers ``names`` until the block ends; ``symmetric``: their inputs as TensorRT does."""
+        with self.hooked({name: self._rounding(name, symmetric) for name in names}):
+            floats = {name: (self.layer(name).weight.data, self.layer(name).bias) for name in names}
             try:
                 for name in names:
-                    self._layers[name].weight.data = quantize_weight(self._layers[name])
+                    layer = self.layer(name)
+                    layer.weight.data = quantize_weight(layer)
+                    if name in self.corrections:
+                        add_to_bias(layer, self.corrections[name])
                 yield self
             finally:
-                for name, weight in floats.items():
-                    self._layers[name].weight.data = weight
+                for name, (weight, bias) in floats.items():
+                    self.layer(name).weight.data, self.layer(name).bias = weight, bias
+
+    def layer(self, name: str) -> Any:
+        """Return the module of a layer."""
+        return self._layers[name]
+
+    @contextmanager
+    def hooked(self, hooks: Mapping[str, Any], *, after: bool = False) -> Iterator[None]:
+        """Call ``hooks`` with the inputs of their layers, or ``after`` the call with inputs and output."""
+        handles = []
+        for name, hook in hooks.items():
+            layer = self._layers[name]
+            handles.append(layer.register_forward_hook(hook) if after else layer.register_forward_pre_hook(hook))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def outside(self, inputs: Tensor) -> list[tuple[str, float]]:
@@ -90,46 +116,43 @@ class SimulatedInt8(nn.Module):
 
             return hook
 
-        with self._hooked({name: count(name) for name in self.ranges}):
+        with self.hooked({name: count(name) for name in self.ranges}):
             for part in inputs.split(_BATCH):
                 self.net(part)
         return [(name, over / max(total, 1)) for name, (over, total) in counts.items()]
 
-    @contextmanager
-    def _hooked(self, hooks: dict[str, Any]) -> Iterator[None]:
-        handles = [self._layers[name].register_forward_pre_hook(hook) for name, hook in hooks.items()]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     @torch.no_grad()
     def _observe(self, inputs: Tensor, progress: Progress) -> None:
+        seen: dict[str, list[Tensor]] = {}
+
         def watch(name: str) -> Any:
             def hook(_: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-                low, high = (float(value) for value in arguments[0].aminmax())
-                old = self.ranges.get(name, (low, high))
-                self.ranges[name] = (min(old[0], low), max(old[1], high))
+                flat = arguments[0].flatten(1)
+                seen.setdefault(name, []).append(torch.stack([flat.amin(dim=1), flat.amax(dim=1)], dim=1))
                 self.macs[name] = _macs(self._layers[name], arguments[0], output)
 
             return hook
 
-        handles = [module.register_forward_hook(watch(name)) for name, module in self._layers.items()]
-        try:
-            with progress.track("Value ranges", total=len(inputs)) as bar:
-                for part in inputs.split(_BATCH):
-                    self.net(part)
-                    bar.advance(len(part))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with (
+            self.hooked({name: watch(name) for name in self._layers}, after=True),
+            progress.track("Value ranges", total=len(inputs)) as bar,
+        ):
+            for part in inputs.split(_BATCH):
+                self.net(part)
+                bar.advance(len(part))
+        self.observed = {name: torch.cat(rows) for name, rows in seen.items()}
+        for name, rows in self.observed.items():
+            self.ranges[name] = typical_range(rows[:, 0].tolist(), rows[:, 1].tolist())
 
-    def _rounding(self, name: str) -> Any:
-        scale, zero_point = activation_scale(*self.ranges[name])
+    def _rounding(self, name: str, symmetric: bool) -> Any:
+        low, high = self.ranges[name]
+        scale, zero_point = activation_scale(low, high)
+        levels = (0, 255)
+        if symmetric:
+            scale, zero_point, levels = max(-low, high, 1e-12) / 127, 0, (-128, 127)
 
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (torch.fake_quantize_per_tensor_affine(arguments[0], scale, zero_point, 0, 255), *arguments[1:])
+            return (torch.fake_quantize_per_tensor_affine(arguments[0], scale, zero_point, *levels), *arguments[1:])
 
         return hook
 

@@ -1,4 +1,4 @@
-"""One calibration record, three dialects: what is written, what stays float, what engines compute in int8."""
+"""One calibration record, its dialects: what is written, what stays float, what engines compute in int8."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from export import quantization
-from export.quantization import Quantization, float_nodes, lower_nncf, lower_qdq, quantization_of, tensor_ranges
+from export import graph_ranges
+from export.calibration import calibrated_at
+from export.graph_ranges import activation_ranges, typical_range
+from export.nncf_lowering import levels, lower_nncf
+from export.qdq_lowering import float_nodes, lower_qdq
+from export.quantization import Quantization, quantization_of
 from export.quiet import quiet
 from models.artifact import Artifact, save_tensors, sha256_of
 from models.errors import CheckpointError, ConfigError, UnsupportedError
@@ -151,14 +155,93 @@ def test_the_tensorrt_dialect_is_symmetric_with_a_float_bias(tmp_path: Path, gra
 
 
 def test_ranges_are_those_of_the_float_graph_and_measured_once(
-    tmp_path: Path, graph: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, graph: Any, nodes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = record(tmp_path)
-    ranges = tensor_ranges(graph, made)
+    ranges = activation_ranges(graph, made, nodes)
     inputs = made.inputs()
     assert ranges["input"] == pytest.approx((inputs.min(), inputs.max()))
-    monkeypatch.setattr(quantization, "_measure_ranges", lambda *_: pytest.fail("measured twice"))
-    assert tensor_ranges(graph, made) == ranges
+    monkeypatch.setattr(graph_ranges, "_measure_ranges", lambda *_: pytest.fail("measured twice"))
+    assert activation_ranges(graph, made, nodes) == ranges
+
+
+def test_a_photo_that_is_far_from_all_others_does_not_count() -> None:
+    assert typical_range([0.0, -1.0, -2.0, -50.0], [3.0, 2.0, 2.5, 400.0]) == (-2.0, 3.0)
+    assert typical_range([0.0, 0.0], [1.0, 3.9]) == (0.0, 3.9), "nothing is strange where photos differ as usual"
+    assert typical_range([0.0, 0.0, 0.0], [0.0, 0.0, 7.0]) == (0.0, 7.0), "mostly silent: all that there is counts"
+
+
+def test_a_strange_calibration_photo_widens_no_range(tmp_path: Path, graph: Any, nodes: dict[str, str]) -> None:
+    made = record(tmp_path)
+    usual = activation_ranges(graph, made, nodes)
+    inputs = torch.from_numpy(made.inputs())
+    save_tensors({"input": torch.cat([inputs, 400 * inputs[:1]])}, tmp_path / "strange.safetensors")
+    strange = activation_ranges(graph, replace(made, calibration=tmp_path / "strange.safetensors", sha256=""), nodes)
+    assert strange.keys() == usual.keys()
+    assert all(strange[name] == pytest.approx(usual[name], rel=1e-4, abs=1e-6) for name in usual)
+
+
+def fitted(folder: Path, nodes: dict[str, str]) -> Quantization:
+    """A record with a range a layer, and a correction of 0.5 for every channel of the head."""
+    made = record(folder)
+    path = folder / "corrected.safetensors"
+    save_tensors({**made.tensors(), "correction.head": torch.full((2,), 0.5)}, path)
+    return replace(made, calibration=path, sha256=sha256_of(path), ranges=dict.fromkeys(nodes, (-2.0, 3.1)))
+
+
+def test_the_corrections_of_layers_that_are_not_float(tmp_path: Path, nodes: dict[str, str]) -> None:
+    made = fitted(tmp_path, nodes)
+    assert {name: value.tolist() for name, value in made.bias_corrections().items()} == {"head": [0.5, 0.5]}
+    assert replace(made, float_layers=("head",)).bias_corrections() == {}
+    with calibrated_at(made, (32, 32), dynamic=False) as small:
+        assert small.inputs().shape == (4, 1, 32, 32)
+        assert list(small.bias_corrections()) == ["head"], "a resized calibration keeps them"
+
+
+@pytest.mark.parametrize("dialect", ["onnxruntime", "tensorrt"])
+def test_layers_get_the_ranges_and_corrections_of_the_record(
+    tmp_path: Path, graph: Any, nodes: dict[str, str], dialect: Any
+) -> None:
+    from onnx import numpy_helper
+
+    lowered = lower_qdq(graph, fitted(tmp_path, nodes), dialect, nodes)
+    values = {item.name: numpy_helper.to_array(item) for item in lowered.graph.initializer}
+    makers = {name: node for node in lowered.graph.node for name in node.output}
+    convolutions = {node.name: node for node in lowered.graph.node}
+    for node in nodes.values():
+        rounding = makers[convolutions[node].input[0]]
+        expected = 3.1 / 127 if dialect == "tensorrt" else 5.1 / 255
+        assert rounding.op_type == "DequantizeLinear"
+        assert values[rounding.input[1]] == pytest.approx(expected, rel=1e-4)
+    before = {item.name: numpy_helper.to_array(item) for item in graph.graph.initializer}
+    old = before[next(node for node in graph.graph.node if node.name == nodes["head"]).input[2]]
+    bias = convolutions[nodes["head"]].input[2]
+    if dialect == "tensorrt":
+        found = values[bias]
+    else:
+        integers, scale = makers[bias].input[:2]
+        found = values[integers] * values[scale]
+    assert found == pytest.approx(old + 0.5, abs=1e-3)
+
+
+def test_a_linear_layer_is_corrected_where_its_bias_is_added(tmp_path: Path) -> None:
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight, bias = np.eye(3, dtype=np.float32), np.ones(3, np.float32)
+    steps = [helper.make_node("MatMul", ["x", "mix.weight"], ["y"], name="mix")]
+    steps.append(helper.make_node("Add", ["mix.bias", "y"], ["z"], name="add"))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 3]) for name in "xz"]
+    constants = [numpy_helper.from_array(weight, "mix.weight"), numpy_helper.from_array(bias, "mix.bias")]
+    parts = helper.make_graph(steps, "g", ends[:1], ends[1:], constants)
+    model = helper.make_model(parts, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    path = tmp_path / "calibration.safetensors"
+    save_tensors({"input": torch.rand(2, 1, 4, 3), "correction.mix": torch.full((3,), 0.25)}, path)
+    items = replace(Quantization(calibration=path, samples=2), ranges={"mix": (0.0, 1.0)})
+    lowered = lower_qdq(model, items, "tensorrt", {"mix": "mix"})
+    session = onnxruntime.InferenceSession(lowered.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = items.inputs()[:1]
+    assert session.run(None, {"x": x})[0] == pytest.approx(x + 1.25, abs=0.03)
 
 
 def test_names_that_do_not_exist(tmp_path: Path, graph: Any, nodes: dict[str, str]) -> None:
@@ -174,7 +257,7 @@ def test_openvino_computes_on_integers(tmp_path: Path, graph: Any, nodes: dict[s
     def integer_layers(ignored: list[str]) -> int:
         model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
         with quiet():
-            lowered = lower_nncf(model, record(tmp_path), ignored)
+            lowered = lower_nncf(model, graph, record(tmp_path), nodes, ignored)
         runtime = openvino.Core().compile_model(lowered, "CPU", {"INFERENCE_NUM_THREADS": 1}).get_runtime_model()
         types = [
             op.get_rt_info()["runtimePrecision"].astype(str)
@@ -192,5 +275,46 @@ def test_openvino_computes_on_integers(tmp_path: Path, graph: Any, nodes: dict[s
 
 
 def test_an_nncf_preset_that_does_not_exist(tmp_path: Path) -> None:
+    import onnx
+
     with pytest.raises(ConfigError, match=r"NNCF preset: expected mixed \| performance, got 'fast'"):
-        lower_nncf(None, record(tmp_path), [], preset="fast")
+        lower_nncf(None, onnx.ModelProto(), record(tmp_path), {}, [], preset="fast")
+
+
+def test_openvino_gets_the_ranges_and_corrections_of_the_record(
+    tmp_path: Path, graph: Any, nodes: dict[str, str]
+) -> None:
+    import openvino
+
+    def answer(made: Quantization) -> tuple[Any, Any]:
+        model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
+        with quiet():
+            lowered = lower_nncf(model, graph, made, nodes, [])
+        compiled = openvino.Core().compile_model(lowered, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lowered, compiled(made.inputs()[:1])[0]
+
+    made = fitted(tmp_path, nodes)
+    lowered, corrected = answer(made)
+    plain = answer(replace(made, calibration=tmp_path / "calibration.safetensors", sha256=""))[1]
+    low, high = levels(-2.0, 3.1)
+    rounded = [op for op in lowered.get_ops() if op.get_type_name() == "FakeQuantize"]
+    tops = [float(op.input_value(2).get_node().data.reshape(-1)[0]) for op in rounded]
+    assert sum(top == pytest.approx(high) for top in tops) >= len({graph_input(graph, node) for node in nodes.values()})
+    assert low < 0 < high
+    assert corrected - plain == pytest.approx(np.full_like(plain, 0.5), abs=1e-4)
+
+
+def graph_input(graph: Any, node: str) -> str:
+    return str(next(item for item in graph.graph.node if item.name == node).input[0])
+
+
+def test_256_levels_by_hand() -> None:
+    assert levels(0.0, 5.0) == (0.0, 5.0)
+    assert levels(-1.0, 1.0, symmetric=True) == (pytest.approx(-128 / 127), 1.0)
+    low, high = levels(-2.0, 3.1)
+    assert (low, high) == (pytest.approx(-2.0), pytest.approx(3.1))
+    low, high = levels(-1.0, 1.0)
+    scale = (high - low) / 255
+    assert low <= -1.0
+    assert high >= 1.0
+    assert -low / scale == pytest.approx(round(-low / scale)), "zero is a level"

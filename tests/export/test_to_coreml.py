@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,17 @@ def test_ranges_of_the_record_are_used(tmp_path: Path) -> None:
     ranges = {"conv": (-2.56, 1.0), "up": (0.0, 5.1), "mix": (-1.0, 2.54)}
     quantized: Any = coreml_int8.quantized_network(Plain().eval(), _record(tmp_path, ranges=ranges))
     assert [round(layer.scale, 4) for layer in (quantized.conv, quantized.up, quantized.mix)] == [0.02, 0.02, 0.02]
+
+
+def test_int8_takes_the_bias_corrections_of_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "corrected.safetensors"
+    made = _record(tmp_path)
+    net = Plain().eval()
+    shift = torch.full((net.conv.out_channels,), 0.25)
+    save_tensors({**made.tensors(), "correction.conv": shift}, path)
+    quantized: Any = coreml_int8.quantized_network(net, replace(made, calibration=path))
+    expected = shift + (0 if net.conv.bias is None else net.conv.bias.data)
+    assert torch.equal(quantized.conv.layer.bias, expected)
 
 
 def test_the_linear_quantizer_is_a_choice(tiny_student: Artifact, quantized_student: Artifact, tmp_path: Path) -> None:

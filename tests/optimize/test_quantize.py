@@ -55,6 +55,7 @@ def test_the_record_and_the_scores(result: Artifact) -> None:
     metadata = result.metadata
     layers = [row["layer"] for row in metadata["sensitivity"]]
     assert list(record.ranges) == layers
+    assert set(record.bias_corrections()) == set(layers)
     assert "head" in layers
     assert metadata["scores"]["simulated"] is True
     assert metadata["lpips_drop"] == pytest.approx(metadata["scores"]["lpips"] - metadata["float_scores"]["lpips"])
@@ -64,6 +65,17 @@ def test_the_record_and_the_scores(result: Artifact) -> None:
     assert any("calibrated on 6 photos" in text for text in metadata["warnings"])
 
 
+def test_what_symmetric_rounding_costs_is_said(
+    tiny_student: Artifact, context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimize.sensitivity import Scorer
+
+    monkeypatch.setattr(Scorer, "drop", lambda *_, symmetric=False: 1.5 if symmetric else 0.0)
+    made = run(tiny_student, CONFIG, context, tmp_path)
+    assert made.metadata["lpips_drop_symmetric"] == 1.5
+    assert any("TensorRT rounds" in text and "costs LPIPS-lite +1.5000" in text for text in made.metadata["warnings"])
+
+
 def test_layers_stay_float_until_the_drop_is_small_enough(
     tiny_student: Artifact, context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +83,7 @@ def test_layers_stay_float_until_the_drop_is_small_enough(
 
     seen: list[int] = []
 
-    def counted(self: Any, layers: Any, start: float) -> float:
+    def counted(self: Any, layers: Any, start: float, **_: Any) -> float:
         seen.append(len(layers))
         return 0.0 if len(layers) <= max(seen) - 2 else 0.5
 
@@ -102,7 +114,7 @@ def test_a_result_that_breaks_the_gate_is_not_written(
     def refuse(drop: float, config: QuantizeConfig, *, lpips_net: str) -> None:
         gate(1.0, config, lpips_net=lpips_net)
 
-    monkeypatch.setattr(Scorer, "drop", lambda *_: 1.0)
+    monkeypatch.setattr(Scorer, "drop", lambda *_, **__: 1.0)
     monkeypatch.setattr(quantize, "gate", refuse)
     with pytest.raises(QualityGateError, match=r"got 1\.0000"):
         run(tiny_student, replace(CONFIG, max_lpips_drop=0.1), context, tmp_path)
@@ -160,6 +172,8 @@ def test_the_result_exports_and_computes_the_simulated_picture(result: Artifact,
     assert record is not None
     inputs = torch.from_numpy(record.inputs()[:1])
     simulation = SimulatedInt8(load_network(result), torch.from_numpy(record.inputs()))
+    simulation.ranges = dict(record.ranges)
+    simulation.corrections = {name: torch.from_numpy(value) for name, value in record.bias_corrections().items()}
     with torch.no_grad(), simulation.quantized(simulation.layers) as net:
         simulated = net(inputs).numpy()
     with open_runner(path, threads=1) as runner:

@@ -1,0 +1,155 @@
+"""INT8 for ONNX Runtime and TensorRT: quantize and dequantize nodes in the ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from export.graph_ranges import activation_ranges
+from models.errors import ConfigError, UnsupportedError, explain, require
+
+if TYPE_CHECKING:
+    import onnx
+
+    from export.quantization import Quantization
+
+Dialect = Literal["onnxruntime", "tensorrt"]
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_PRODUCTS = ("Gemm", "MatMul")  # without a weight they resize or attend, and stay float
+# Operators that run on integers in the engine, beside the convolutions; what is not listed computes in FP32.
+_OPERATORS: Mapping[str, tuple[str, ...]] = {
+    "onnxruntime": (*_CONVOLUTIONS, "Add", "Relu", "Clip", "MaxPool", "Concat", "Resize", "Transpose", "Reshape"),
+    "tensorrt": (*_CONVOLUTIONS, "Add", "MaxPool"),
+}
+
+
+def lower_qdq(
+    model: onnx.ModelProto,
+    quantization: Quantization,
+    dialect: Dialect,
+    nodes: Mapping[str, str],
+) -> onnx.ModelProto:
+    """Insert QuantizeLinear / DequantizeLinear pairs into a float graph whose BatchNorm is folded.
+
+    ``onnxruntime``: asymmetric uint8 activations, symmetric int8 weights per output channel, int32 bias (symmetric
+    int8 activations run at half the speed there), inputs and outputs of a layer rounded. ``tensorrt``: symmetric int8
+    activations and weights, float bias (its parser rejects an int32 bias), only inputs rounded: the engine fuses what
+    lies between a layer and the next rounding.
+
+    Args:
+        model: Float graph, its first input the image and the others controls; not changed.
+        quantization: Calibration inputs and the layers that stay float.
+        dialect: Whose rules to follow.
+        nodes: ONNX node name of each torch module.
+
+    Raises:
+        UnsupportedError: Another dialect.
+        ConfigError: A layer to keep in float is not in ``nodes``.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    if dialect not in _OPERATORS:
+        fix = "choose one of these"
+        raise UnsupportedError(explain("INT8 dialect", expected=" | ".join(_OPERATORS), got=repr(dialect), fix=fix))
+    excluded = float_nodes(quantization, nodes)
+    layers = set(nodes.values())
+    excluded += [node.name for node in model.graph.node if node.op_type in _PRODUCTS and node.name not in layers]
+    excluded += _beside_the_image(model)
+    if dialect == "tensorrt":
+        excluded += _with_constant(model)
+    onnx_module = require("onnx", "onnx")
+    tools = require("onnxruntime.quantization", "onnx")
+    calibrate = require("onnxruntime.quantization.calibrate", "onnx")
+    numpy = require("numpy", "onnx")
+    inferred = onnx_module.shape_inference.infer_shapes(_corrected(onnx_module, model, quantization, nodes))
+    measured = activation_ranges(model, quantization, nodes)
+    ranges = {name: (numpy.float32(low), numpy.float32(high)) for name, (low, high) in measured.items()}
+    symmetric = dialect == "tensorrt"
+    quantizer = require("onnxruntime.quantization.qdq_quantizer", "onnx").QDQQuantizer(
+        inferred,
+        True,
+        False,
+        tools.QuantType.QInt8,
+        tools.QuantType.QInt8 if symmetric else tools.QuantType.QUInt8,
+        calibrate.TensorsData(calibrate.CalibrationMethod.MinMax, ranges),
+        [],
+        excluded,
+        list(_OPERATORS[dialect]),
+        {
+            "ActivationSymmetric": symmetric,
+            "WeightSymmetric": True,
+            "QuantizeBias": not symmetric,
+            "OpTypesToExcludeOutputQuantization": list(_OPERATORS[dialect]) if symmetric else [],
+        },
+    )
+    quantizer.quantize_model()
+    lowered: onnx.ModelProto = quantizer.model.model
+    return lowered
+
+
+def _corrected(
+    onnx_module: Any, model: onnx.ModelProto, quantization: Quantization, nodes: Mapping[str, str]
+) -> onnx.ModelProto:
+    """Return a copy of ``model`` with the bias corrections added; a MatMul that no bias follows gets none."""
+    copy: onnx.ModelProto = onnx_module.ModelProto()
+    copy.CopyFrom(model)
+    graph, tools = copy.graph, onnx_module.numpy_helper
+    constants = {item.name: item for item in graph.initializer}
+    by_name = {node.name: node for node in graph.node}
+    for layer, shift in quantization.bias_corrections().items():
+        node = by_name.get(nodes.get(layer, ""))
+        place = None if node is None else _bias_of(graph, node, constants)
+        if place is None:
+            continue
+        owner, index = place
+        old = tools.to_array(constants[owner.input[index]]) if index < len(owner.input) else 0
+        name = f"{layer}.corrected_bias"
+        graph.initializer.append(tools.from_array((old + shift).astype("float32"), name))
+        rest = list(owner.input[index + 1 :])
+        del owner.input[index:]
+        owner.input.extend([name, *rest])
+    used = {name for node in graph.node for name in node.input}
+    kept = [item for item in graph.initializer if item.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return copy
+
+
+def _bias_of(graph: Any, node: Any, constants: Mapping[str, Any]) -> tuple[Any, int] | None:
+    """Return the node that adds the bias of layer ``node``, and which input the bias is or would be."""
+    if node.op_type != "MatMul":
+        return (node, 2) if len(node.input) < 3 or node.input[2] in constants else None
+    readers = [reader for reader in graph.node if node.output[0] in reader.input]
+    if len(readers) != 1 or readers[0].op_type != "Add":
+        return None
+    index = 1 - list(readers[0].input).index(node.output[0])
+    return (readers[0], index) if readers[0].input[index] in constants else None
+
+
+def _beside_the_image(model: onnx.ModelProto) -> list[str]:
+    """Return the nodes that compute nothing from the image, only from controls and constants: they stay float."""
+    image, found = {model.graph.input[0].name}, []
+    for node in model.graph.node:
+        if image.isdisjoint(node.input):
+            found.append(node.name)
+        else:
+            image.update(node.output)
+    return found
+
+
+def _with_constant(model: onnx.ModelProto) -> list[str]:
+    """Return the additions of a constant, which TensorRT's builder refuses in INT8."""
+    constants = {item.name for item in model.graph.initializer}
+    return [node.name for node in model.graph.node if node.op_type == "Add" and not constants.isdisjoint(node.input)]
+
+
+def float_nodes(quantization: Quantization, nodes: Mapping[str, str]) -> list[str]:
+    """Return the graph nodes of the layers that stay in higher precision.
+
+    Raises:
+        ConfigError: A layer has no node.
+    """
+    unknown = [name for name in quantization.float_layers if name not in nodes]
+    if unknown:
+        fix = "quantize this artifact again; its layers have other names"
+        raise ConfigError(explain("float layers", expected=" | ".join(nodes), got=", ".join(unknown), fix=fix))
+    return [nodes[name] for name in quantization.float_layers]
