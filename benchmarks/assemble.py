@@ -107,8 +107,8 @@ def _quality(scores: Scores | None, found: Findings, reasons: dict[str, str]) ->
     own, truth = scores.mean("colourfulness"), scores.mean("colourfulness_of_truth")
     if own is not None and truth:
         values["colourfulness_ratio"] = own / truth
-    if values["lpips"] is not None:
-        lpips = scores.values["lpips"]
+    if values["lpips"] is not None or values["lpips_vs_teacher"] is not None:
+        lpips = scores.distances
         worst = max(range(len(lpips)), key=lpips.__getitem__)
         values.update(lpips_net=found.lpips_net, lpips_worst=lpips[worst], worst_photo=found.photos.names[worst])
     values.update(photos=len(found.photos), photos_fingerprint=found.photos.fingerprint)

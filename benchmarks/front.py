@@ -31,10 +31,10 @@ def pareto_front(rows: Iterable[BenchmarkRow]) -> list[BenchmarkRow]:
 
     A slower row is on the front when its LPIPS is lower by what shows in four decimals.
     """
-    timed = [row for row in rows if row.latency_p50_ms is not None and row.lpips is not None]
+    timed = [row for row in rows if row.latency_p50_ms is not None and row.distance is not None]
     front: list[BenchmarkRow] = []
-    for row in sorted(timed, key=lambda row: (row.latency_p50_ms or 0.0, row.lpips or 0.0)):
-        if not front or (row.lpips or 0.0) < (front[-1].lpips or 0.0) - _SEEN:
+    for row in sorted(timed, key=lambda row: (row.latency_p50_ms or 0.0, row.distance or 0.0)):
+        if not front or (row.distance or 0.0) < (front[-1].distance or 0.0) - _SEEN:
             front.append(row)
     return front
 
@@ -43,8 +43,8 @@ def front_groups(rows: Sequence[BenchmarkRow]) -> list[list[BenchmarkRow]]:
     """Split rows with LPIPS so that each part has one net, one set of photos, one size and one machine."""
     groups: dict[tuple[object, ...], list[BenchmarkRow]] = {}
     for row in rows:
-        if row.lpips is not None:
-            key = (row.lpips_net, row.photos_fingerprint, row.machine, row.height, row.width)
+        if row.distance is not None:
+            key = (row.lpips_net, row.lpips is None, row.photos_fingerprint, row.machine, row.height, row.width)
             groups.setdefault(key, []).append(row)
     return list(groups.values())
 
@@ -119,8 +119,8 @@ def draw_front(rows: Sequence[BenchmarkRow], *, baseline: float | None = None, b
         baseline_name: What that is, in words.
     """
     canvas = _Canvas()
-    timed = [row for row in rows if row.latency_p50_ms is not None and row.lpips is not None]
-    untimed = [row for row in rows if row.latency_p50_ms is None and row.lpips is not None]
+    timed = [row for row in rows if row.latency_p50_ms is not None and row.distance is not None]
+    untimed = [row for row in rows if row.latency_p50_ms is None and row.distance is not None]
     if not timed and not untimed:
         canvas.text(WIDTH / 2, HEIGHT / 2, "Nothing was measured", size=16, text_anchor="middle")
         return _document(canvas, "Nothing was measured")
@@ -128,7 +128,7 @@ def draw_front(rows: Sequence[BenchmarkRow], *, baseline: float | None = None, b
     teachers = [row for row in timed if row.is_teacher]
     teacher = teachers[0] if len(teachers) == 1 else None  # on several devices there are several 1x: no common axis
     _title(canvas, rows)
-    _grid(canvas, axes, teacher, bool(untimed))
+    _grid(canvas, axes, teacher, bool(untimed), "ground truth" if rows[0].lpips is not None else "teacher")
     _baseline(canvas, axes, baseline, baseline_name)
     _front_line(canvas, axes, pareto_front(timed))
     _points(canvas, axes, timed, untimed)
@@ -138,7 +138,7 @@ def draw_front(rows: Sequence[BenchmarkRow], *, baseline: float | None = None, b
 
 def _axes(timed: list[BenchmarkRow], untimed: list[BenchmarkRow], baseline: float | None) -> _Axes:
     times = [row.latency_p50_ms or 1.0 for row in timed] or [1.0, 10.0]
-    values = [row.lpips or 0.0 for row in timed + untimed]
+    values = [row.distance or 0.0 for row in timed + untimed]
     low, high = min(values), max(values)
     if baseline is not None and baseline <= high + 2.0 * max(high - low, 0.01):
         high = max(high, baseline)
@@ -157,7 +157,7 @@ def _title(canvas: _Canvas, rows: Sequence[BenchmarkRow]) -> None:
     canvas.text(_LEFT - 48, 47, about, size=12, kind="soft")
 
 
-def _grid(canvas: _Canvas, axes: _Axes, teacher: BenchmarkRow | None, side: bool) -> None:
+def _grid(canvas: _Canvas, axes: _Axes, teacher: BenchmarkRow | None, side: bool, reference: str) -> None:
     bottom = HEIGHT - _BOTTOM
     for tick in log_ticks(axes.low_ms, axes.high_ms):
         canvas.line(axes.x(tick), _TOP, axes.x(tick), bottom, kind="grid")
@@ -168,8 +168,8 @@ def _grid(canvas: _Canvas, axes: _Axes, teacher: BenchmarkRow | None, side: bool
     middle = (axes.left + axes.right) / 2
     canvas.text(middle, HEIGHT - 18, "Latency of the engine, ms a photo (median; log scale)", text_anchor="middle")
     turned = f"rotate(-90 20 {(bottom + _TOP) / 2:.1f})"
-    canvas.text(20, (bottom + _TOP) / 2, "LPIPS to the ground truth", text_anchor="middle", transform=turned)
-    canvas.note(axes.left + 6, bottom - 8, "best: fast and close to the truth")
+    canvas.text(20, (bottom + _TOP) / 2, f"LPIPS to the {reference}", text_anchor="middle", transform=turned)
+    canvas.note(axes.left + 6, bottom - 8, f"best: fast and close to the {reference.split(' ')[-1]}")
     if teacher is not None and teacher.latency_p50_ms:
         for factor in log_ticks(teacher.latency_p50_ms / axes.high_ms, teacher.latency_p50_ms / axes.low_ms):
             if factor >= 1:
@@ -200,7 +200,7 @@ def _front_line(canvas: _Canvas, axes: _Axes, front: list[BenchmarkRow]) -> None
     """Draw the staircase: what is reached at each latency."""
     if not front:
         return
-    points = [(axes.x(row.latency_p50_ms or 1.0), axes.y(row.lpips or 0.0)) for row in front]
+    points = [(axes.x(row.latency_p50_ms or 1.0), axes.y(row.distance or 0.0)) for row in front]
     path = f"M{points[0][0]:.1f} {_TOP}V{points[0][1]:.1f}"
     for x, y in points[1:]:
         path += f"H{x:.1f}V{y:.1f}"
@@ -219,7 +219,7 @@ def _front_line(canvas: _Canvas, axes: _Axes, front: list[BenchmarkRow]) -> None
 def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: list[BenchmarkRow]) -> None:
     names = short_labels(timed + untimed)
     front = {id(row) for row in pareto_front(timed)}
-    spots = [(axes.x(row.latency_p50_ms or 1.0), axes.y(row.lpips or 0.0)) for row in timed]
+    spots = [(axes.x(row.latency_p50_ms or 1.0), axes.y(row.distance or 0.0)) for row in timed]
     texts = []
     for index, row in enumerate(timed):
         gained = f" {row.speedup:.3g}x" if row.speedup and not row.is_teacher else ""
@@ -244,17 +244,17 @@ def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: li
 
 def _untimed(canvas: _Canvas, axes: _Axes, rows: list[BenchmarkRow], names: list[str]) -> None:
     """List what was not timed beside the plot: a line leads from its LPIPS to its sign."""
-    order = sorted(range(len(rows)), key=lambda index: axes.y(rows[index].lpips or 0.0))
-    heights = spread([axes.y(rows[index].lpips or 0.0) for index in order], 19.0, _TOP + 8, HEIGHT - _BOTTOM - 8)
+    order = sorted(range(len(rows)), key=lambda index: axes.y(rows[index].distance or 0.0))
+    heights = spread([axes.y(rows[index].distance or 0.0) for index in order], 19.0, _TOP + 8, HEIGHT - _BOTTOM - 8)
     for index, height in zip(order, heights, strict=True):
         row, x = rows[index], axes.right + 34
-        canvas.line(axes.right, axes.y(row.lpips or 0.0), x, height, kind="rule", width=0.7)
+        canvas.line(axes.right, axes.y(row.distance or 0.0), x, height, kind="rule", width=0.7)
         canvas.parts.append(f"<g>{_tooltip(row)}{_marker(x, height, row, noisy=False)}</g>")
         canvas.label(x + 12, height + 4, names[index], weight="400")
 
 
 def _tooltip(row: BenchmarkRow) -> str:
-    words = [row.label, f"LPIPS-{row.lpips_net} {row.lpips:.4f}" if row.lpips is not None else ""]
+    words = [row.label, f"LPIPS-{row.lpips_net} {row.distance:.4f}" if row.distance is not None else ""]
     if row.latency_p50_ms is not None:
         words.append(f"{row.latency_p50_ms:.2f} ms (p95 {row.latency_p95_ms or 0:.2f})")
     if row.speedup is not None:

@@ -52,7 +52,7 @@ def _headline(view: View) -> str:
     return (
         f"**{row.label}: {times(row.speedup)} faster{noisy}** ({short(teacher.latency_p50_ms)} -> "
         f"{short(row.latency_p50_ms)} ms), LPIPS-{row.lpips_net} {number(one.lpips_cost, 4, sign=True)} "
-        f"({number(teacher.lpips, 4)} -> {number(row.lpips, 4)}{idle}), "
+        f"({number(teacher.distance, 4)} -> {number(row.distance, 4)}{idle}), "
         f"{short(teacher.size_mb)} -> {short(row.size_mb)} MB."
     )
 
@@ -115,7 +115,7 @@ def _ways(view: View) -> list[str]:
             [
                 step.what,
                 step.row.engine_name,
-                number(step.row.lpips, 4),
+                number(step.row.distance, 4),
                 number(step.lpips_cost, 4, sign=True),
                 short(step.row.latency_p50_ms),
                 number(step.ms_gained, 2),

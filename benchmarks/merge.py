@@ -140,10 +140,10 @@ def _change(old: BenchmarkRow, new: BenchmarkRow, limits: Limits) -> Change:
     if old.photos_fingerprint != new.photos_fingerprint:
         notes.append("other photos: LPIPS is not compared")
     lpips = None
-    if old.lpips is not None and new.lpips is not None and old.photos_fingerprint == new.photos_fingerprint:
-        lpips = new.lpips - old.lpips
+    if old.distance is not None and new.distance is not None and old.photos_fingerprint == new.photos_fingerprint:
+        lpips = new.distance - old.distance
         if lpips > limits.lpips:
-            regressions.append(f"LPIPS-{new.lpips_net} {old.lpips:.4f} -> {new.lpips:.4f}")
+            regressions.append(f"LPIPS-{new.lpips_net} {old.distance:.4f} -> {new.distance:.4f}")
     latency = None
     times = (old.latency_p50_ms, new.latency_p50_ms)
     if old.machine != new.machine:

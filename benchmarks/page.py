@@ -60,7 +60,7 @@ def _cards(view: View) -> str:
         (
             number(one.lpips_cost, 4, sign=True),
             f"LPIPS-{row.lpips_net}",
-            f"{number(teacher.lpips, 4)} to {number(row.lpips, 4)}{idle}",
+            f"{number(teacher.distance, 4)} to {number(row.distance, 4)}{idle}",
         ),
         (
             _ms(row.end_to_end_p50_ms),

@@ -104,7 +104,7 @@ def walk(view: View) -> str:
 def _way(way: Way, worst: float) -> str:
     slowest = max((step.row.latency_p50_ms or 0.0 for step in way.steps), default=0.0) or 1.0
     first, last = way.steps[0].row, way.row
-    total = None if first.lpips is None or last.lpips is None else last.lpips - first.lpips
+    total = None if first.distance is None or last.distance is None else last.distance - first.distance
     whole = "not timed here"
     if first.latency_p50_ms is not None and last.latency_p50_ms is not None:
         whole = f"{times(first.latency_p50_ms / last.latency_p50_ms)} faster"
@@ -127,7 +127,7 @@ def _step(step: Step, worst: float, slowest: float) -> str:
     return tag(
         "tr",
         tag("th", escape(what)),
-        tag("td", number(step.row.lpips, 4)),
+        tag("td", number(step.row.distance, 4)),
         tag("td", number(step.lpips_cost, 4, sign=True)),
         tag("td", lost, class_="track"),
         tag("td", short(latency)),

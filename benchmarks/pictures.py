@@ -1,4 +1,4 @@
-"""Photos side by side: input, teacher, every artifact that looks different, ground truth."""
+"""Photos side by side: input, teacher, every artifact that looks different, ground truth where there is one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tile:
     Attributes:
         label: Who made it, for people.
         image: (H, W, 3) uint8.
-        lpips: To the ground truth; None for the input and the truth.
+        lpips: To the ground truth, or to the teacher where there is none; None for the input and the truth.
         also: Labels of those whose pictures cannot be told from this one by eye, on any photo of the report.
     """
 
@@ -45,7 +45,7 @@ class Picture:
     Attributes:
         photo: Name.
         why: Why this photo is shown.
-        tiles: Input first, ground truth last.
+        tiles: Input first, ground truth last where there is one.
     """
 
     photo: str
@@ -92,12 +92,13 @@ def take_pictures(
         judged_by: Label of the artifact whose LPIPS chose them.
         progress: Where to report.
     """
-    shown: list[tuple[int, str, NDArray[np.uint8], NDArray[np.uint8], dict[str, NDArray[np.uint8]]]] = []
+    shown: list[tuple[int, str, NDArray[np.uint8], NDArray[np.uint8] | None, dict[str, NDArray[np.uint8]]]] = []
     with progress.track("Taking pictures", total=len(chosen) * len(contestants)) as bar:
         for index, why in chosen:
-            inputs, target = task.prepare(to_batch([photos.load(index)]))
+            photo = to_batch([photos.load(index)])
+            inputs, target = task.prepare(photo)
             idle = to_uint8(task.render(inputs, task.baseline(inputs)))
-            truth = to_uint8(task.render(inputs, target))
+            truth = to_uint8(task.render(inputs, target)) if task.has_truth(photo) else None
             images = {}
             for name, (_, infer, _) in contestants.items():
                 images[name] = to_uint8(render(task, inputs, infer)[0])
@@ -111,7 +112,9 @@ def take_pictures(
             label, _, lpips = contestants[name]
             also = tuple(contestants[other][0] for other in others)
             tiles.append(Tile(label, images[name], lpips[index], also))
-        pictures.append(Picture(photos.names[index], why, (*tiles, Tile("Ground truth", truth))))
+        if truth is not None:
+            tiles.append(Tile("Ground truth", truth))
+        pictures.append(Picture(photos.names[index], why, tuple(tiles)))
     return tuple(pictures)
 
 

@@ -31,6 +31,7 @@ TRUTH_METRICS: Mapping[str, str] = {
     "delta_e": "delta_e_2000",
 }
 BASELINE = "do-nothing"
+NO_TRUTH = "the task has no ground truth; quality is measured against what the teacher renders"
 _NS_PER_MS = 1e6
 _OUTLIER = 1.2
 
@@ -103,6 +104,11 @@ class Scores:
         """Append one value a photo."""
         self.values.setdefault(name, []).extend(values.double().cpu().tolist())
 
+    @property
+    def distances(self) -> list[float]:
+        """LPIPS to the ground truth of each photo; where the task has none, to what the teacher renders."""
+        return self.values.get("lpips") or self.values.get("lpips_vs_teacher", [])
+
     def mean(self, name: str) -> float | None:
         """Return the mean over photos, or None where it was not computed or is not finite."""
         values = self.values.get(name, [])
@@ -127,11 +133,17 @@ class Judge:
         """LPIPS (N,) of RGB (N, 3, H, W) in [0, 1]."""
         return metrics.lpips(preds, target, net=self.net, weights=self.weights)
 
-    def score(self, scores: Scores, preds: Tensor, truth: Tensor, teacher: Tensor | None) -> None:
-        """Add the values of pictures (N, 3, H, W) to ``scores``."""
-        scores.add("lpips", self.distance(preds, truth))
+    def score(self, scores: Scores, preds: Tensor, truth: Tensor | None, teacher: Tensor | None) -> None:
+        """Add the values of pictures (N, 3, H, W) to ``scores``; without a truth, all are to the teacher's picture."""
+        if truth is None:
+            scores.missing["lpips"] = NO_TRUTH
+        else:
+            scores.add("lpips", self.distance(preds, truth))
         if teacher is not None:
             scores.add("lpips_vs_teacher", self.distance(preds, teacher))
+        truth = teacher if truth is None else truth
+        if truth is None:
+            return
         for column, name in TRUTH_METRICS.items():
             if column in scores.missing:
                 continue
@@ -181,7 +193,7 @@ def evaluate(
 
     Args:
         contestants: Name -> a call that computes outputs (1, C, H, W) of inputs (1, C, H, W).
-        task: Makes inputs and renders outputs; its target, rendered, is the ground truth.
+        task: Makes inputs and renders outputs; its target, rendered, is the ground truth where it has one.
         photos: What they are judged on.
         judge: Scores.
         teacher: Which contestant is the teacher; None: nothing is compared with a teacher.
@@ -194,8 +206,9 @@ def evaluate(
     order: Sequence[str] = sorted(contestants, key=lambda name: name != teacher)
     with progress.track("Measuring quality", total=len(photos) * len(scores)) as bar:
         for index in range(len(photos)):
-            inputs, target = task.prepare(to_batch([photos.load(index)]))
-            truth = task.render(inputs, target)
+            photo = to_batch([photos.load(index)])
+            inputs, target = task.prepare(photo)
+            truth = task.render(inputs, target) if task.has_truth(photo) else None
             reference: Tensor | None = None
             for name in order:
                 picture = _try(scores[name], task, inputs, contestants[name])

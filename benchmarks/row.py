@@ -53,7 +53,8 @@ class BenchmarkRow:
         batch: Images a call.
         photos: How many photos the quality is a mean of.
         photos_fingerprint: Which photos.
-        lpips: To the ground truth, with ``lpips_net``; lower is better.
+        lpips: To the ground truth, with ``lpips_net``; lower is better. None where the task has no ground truth: the
+            other quality columns then are to what the teacher renders.
         lpips_net: ``lite``, ``squeeze``, ``alex`` or ``vgg``: numbers of different nets do not compare.
         lpips_vs_teacher: Distance of its pictures to the teacher's.
         lpips_worst: LPIPS of its worst photo.
@@ -149,8 +150,8 @@ class BenchmarkRow:
             floor = name in _POSITIVE or name in _NOT_NEGATIVE
             if value is not None and floor and (value < 0 or (value == 0 and name in _POSITIVE)):
                 self._refuse(name, "a positive number, or None", value, "record None and the reason")
-        if (self.lpips is None) != (self.lpips_net is None):
-            got = f"lpips {self.lpips}, lpips_net {self.lpips_net}"
+        if (self.distance is None) != (self.lpips_net is None):
+            got = f"lpips {self.distance}, lpips_net {self.lpips_net}"
             self._refuse("LPIPS", "the number and its net together", got, "name the net beside every number")
         if (self.latency_p50_ms is None) != (self.status != "measured"):
             got = f"status {self.status}, latency_p50_ms {self.latency_p50_ms}"
@@ -171,6 +172,11 @@ class BenchmarkRow:
     def is_teacher(self) -> bool:
         """Whether it is the reference: the teacher in PyTorch eager, 1x."""
         return self.stage == "teacher" and self.target == "torch"
+
+    @property
+    def distance(self) -> float | None:
+        """LPIPS to the ground truth; where the task has none, to what the teacher renders."""
+        return self.lpips_vs_teacher if self.lpips is None else self.lpips
 
     @property
     def label(self) -> str:

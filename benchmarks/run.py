@@ -184,14 +184,14 @@ class _Contest:
     def _pictures(
         self, contestants: list[Contestant], rows: Mapping[str, BenchmarkRow], scores: Mapping[str, Scores]
     ) -> tuple[Picture, ...]:
-        able = [c for c in contestants if c.runner is not None and rows[c.name].lpips is not None]
+        able = [c for c in contestants if c.runner is not None and rows[c.name].distance is not None]
         if not able or not self.settings.pictures:
             return ()
         # the shipped one: of those measured the fastest, else the last
         best = max(able, key=lambda c: rows[c.name].speedup or 0.0)
-        chosen = choose_photos(scores[best.name].values["lpips"], self.settings.pictures)
+        chosen = choose_photos(scores[best.name].distances, self.settings.pictures)
         return take_pictures(
-            {c.name: (rows[c.name].label, c.infer, scores[c.name].values["lpips"]) for c in able},
+            {c.name: (rows[c.name].label, c.infer, scores[c.name].distances) for c in able},
             self.task,
             self.photos,
             chosen,
@@ -202,11 +202,13 @@ class _Contest:
     def _details(self, found: Findings, rows: Mapping[str, BenchmarkRow]) -> dict[str, Any]:
         idle = found.scores[BASELINE]
         values = {
-            f"{row.artifact}@{row.device}": {"lpips": found.scores[name].values["lpips"], "infer_ms": times}
+            f"{row.artifact}@{row.device}": {"lpips": found.scores[name].distances, "infer_ms": times}
             for name, row in rows.items()
-            if name in found.scores and row.lpips is not None and (times := found.scores[name].infer_ms)
+            if name in found.scores and row.distance is not None and (times := found.scores[name].infer_ms)
         }
         baseline = {name: idle.mean(name) for name in ("lpips", "psnr_db", "ssim", "delta_e")}
+        if baseline["lpips"] is None:
+            baseline["lpips"] = idle.mean("lpips_vs_teacher")
         skipped = [{"photo": s.path.name, "reason": s.reason} for s in getattr(self.photos.source, "skipped", [])]
         counted = [spent for spent in found.costs.values() if isinstance(spent, Cost)]
         return {

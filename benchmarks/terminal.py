@@ -29,7 +29,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], written: Path) -> None:
         noisy = " ~" if row.latency_is_noisy else ""
         table.add_row(
             row.label,
-            number(row.lpips, 4) + net,
+            number(row.distance, 4) + net,
             short(row.latency_p50_ms) + noisy,
             times(row.speedup),
             short(row.end_to_end_p50_ms),

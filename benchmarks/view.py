@@ -84,9 +84,9 @@ class View:
     def lpips_cost(self, row: BenchmarkRow) -> float | None:
         """LPIPS of ``row`` above its teacher's, or None where they do not compare."""
         teacher = self.teacher_for(row)
-        if teacher is None or teacher.lpips is None or row.lpips is None:
+        if teacher is None or teacher.distance is None or row.distance is None:
             return None
-        return row.lpips - teacher.lpips
+        return row.distance - teacher.distance
 
     @property
     def headline(self) -> Headline | None:

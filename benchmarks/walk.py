@@ -55,7 +55,7 @@ def ways(rows: Sequence[BenchmarkRow]) -> list[Way]:
     Args:
         rows: Rows that may be compared: one LPIPS net, one set of photos, one machine.
     """
-    known = [row for row in rows if row.lpips is not None]
+    known = [row for row in rows if row.distance is not None]
     found = []
     for target in TARGET_NAMES:
         last = max((row for row in known if row.target == target), key=_depth, default=None)
@@ -104,7 +104,7 @@ def _find(rows: Sequence[BenchmarkRow], target: str, stages: tuple[str, ...], de
 def _steps(path: Sequence[BenchmarkRow]) -> list[Step]:
     steps = [Step("start", path[0])]
     for before, after in pairwise(path):
-        cost = None if before.lpips is None or after.lpips is None else after.lpips - before.lpips
+        cost = None if before.distance is None or after.distance is None else after.distance - before.distance
         gained = factor = None
         if before.latency_p50_ms is not None and after.latency_p50_ms is not None:
             gained = before.latency_p50_ms - after.latency_p50_ms

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FORMATS = ("torch", "onnx", "openvino", "tensorrt", "coreml")
 SIDECAR_SCHEMA = 1
+_CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+#: Where training scripts keep the weights inside of what they save.
+_NESTED = ("state_dict", "params_ema", "params", "model_state_dict", "model", "generator", "net", "ema")
 _PACKAGES = ("pare", "torch", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt-rtx")
 
 
@@ -212,6 +215,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read safetensors, or a ``torch.save`` file of tensors only.
 
+    A folder gives the tensors of all checkpoints in it, the name of each file and a dot before its tensors' names.
+
     Raises:
         CheckpointError: Missing, truncated, or a pickle with code in it.
     """
@@ -221,6 +226,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.is_dir():
+        return _read_folder(path)
     if not path.is_file():
         fix = "check --weights"
         raise CheckpointError(explain("weights", expected=f"file {path}", got="no such file", fix=fix))
@@ -235,7 +242,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         fix = "copy or save the file again; it looks truncated"
         raise CheckpointError(explain(f"{path}", expected="a readable checkpoint", got=error, fix=fix)) from error
-    for key in ("state_dict", "params_ema", "params", "model"):
+    for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
@@ -245,8 +252,43 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return content
 
 
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in _CHECKPOINTS)
+    if not files:
+        expected, fix = f"a checkpoint ({' '.join(_CHECKPOINTS)})", "check --weights"
+        raise CheckpointError(explain(f"weights folder {folder}", expected=expected, got="none", fix=fix))
+    return {f"{file.stem}.{name}": tensor for file in files for name, tensor in read_tensors(file).items()}
+
+
+def _own_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the part of a checkpoint that is the network: converted by it, or below the prefix that it lies under.
+
+    Raises:
+        CheckpointError: It lies under several prefixes.
+    """
+    own = {name for name in net.state_dict() if not name.endswith("num_batches_tracked")}
+    convert = getattr(net, "convert_state", None)
+    if convert is not None and not own <= state.keys():
+        return dict(convert(state))
+    if not own or own <= state.keys():
+        return state
+    one = min(own)
+    candidates = (name.removesuffix(one) for name in state if name.endswith(f".{one}"))
+    prefixes = sorted(prefix for prefix in candidates if all(prefix + name in state for name in own))
+    if len(prefixes) > 1:
+        fix = "save the part that you want: torch.save(net.state_dict(), FILE)"
+        expected = "the network once"
+        raise CheckpointError(explain(f"{path}", expected=expected, got=f"it below {' and '.join(prefixes)}", fix=fix))
+    if not prefixes:
+        return state
+    return {name.removeprefix(prefixes[0]): tensor for name, tensor in state.items() if name.startswith(prefixes[0])}
+
+
 def load_weights(net: nn.Module, path: Path) -> None:
     """Load ``path`` into ``net``, whose layers are resized where the stored ones are pruned.
+
+    A network inside of a larger checkpoint (``module.``, ``generator.``, ...) is found there. Published weights of
+    other names or layouts go through the network's method ``convert_state(state) -> state``, where it has one.
 
     Raises:
         CheckpointError: Missing, damaged, or of another architecture.
@@ -255,14 +297,13 @@ def load_weights(net: nn.Module, path: Path) -> None:
 
     from models.layers import resize_to
 
-    state = read_tensors(path)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = _own_state(net, read_tensors(path), path)
     own = net.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         got = f"{len(missing)} missing (first: {missing[:3]}), {len(unexpected)} unknown (first: {unexpected[:3]})"
-        fix = "pass the checkpoint of this architecture"
+        fix = "pass the checkpoint of this architecture, or give the network a method convert_state(state) -> state"
         raise CheckpointError(explain(f"{path}", expected=f"the {len(own)} tensors of the network", got=got, fix=fix))
     resize_to(net, state)
     floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

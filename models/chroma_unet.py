@@ -2,7 +2,8 @@
 
 One strided convolution brings the input to 1/``reduction`` of its size, a residual U-Net predicts the output there,
 and a bilinear resize inside of the graph brings it back: full-resolution layers are what a small network spends its
-time on (chroma carries little detail; the lightness comes from the photo itself). What was measured, in INT8 on two
+time on (chroma carries little detail; the lightness comes from the photo itself). Pictures carry detail: ``image_unet``
+ends in a pixel shuffle in place of the resize, and may add what it predicts to its input. What was measured, in INT8 on two
 threads: 3x3 convolutions run at the arithmetic peak at any level, depthwise ones do not; joining a skip by addition
 costs half of concatenation; blocks belong to the coarse levels.
 
@@ -14,6 +15,7 @@ Source: own design; BasicBlock of He et al. 2016.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -46,6 +48,8 @@ class ChromaUNet(nn.Module):
         reduction: The output is predicted at 1/reduction of the resolution: 1, 2, 4 or 8.
         widths: Channels of each level, fine to coarse; each level halves the resolution.
         depths: Residual blocks of each level of the encoder.
+        tail: ``bilinear`` resizes the output; ``shuffle`` predicts reduction^2 pixels at each place.
+        residual: Add the input to the output; as many channels in as out.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class ChromaUNet(nn.Module):
         reduction: int = 4,
         widths: Sequence[int] = (32, 64, 128, 256),
         depths: Sequence[int] = (0, 0, 1, 2),
+        tail: Literal["bilinear", "shuffle"] = "bilinear",
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if reduction not in (1, 2, 4, 8):
@@ -63,7 +69,12 @@ class ChromaUNet(nn.Module):
         if len(widths) != len(depths) or not widths:
             got = f"{len(widths)} widths and {len(depths)} depths"
             raise ConfigError(explain("levels", expected="as many widths as depths", got=got, fix="give one each"))
-        self.reduction = reduction
+        if tail not in ("bilinear", "shuffle"):
+            raise ConfigError(explain("tail", expected="bilinear or shuffle", got=repr(tail), fix="choose one of these"))
+        if residual and in_channels != out_channels:
+            got, fix = f"{in_channels} in and {out_channels} out", "pass residual=False"
+            raise ConfigError(explain("residual", expected="as many channels in as out", got=got, fix=fix))
+        self.reduction, self.tail, self.residual = reduction, tail, residual
         stem = {"kernel_size": 2 * reduction, "padding": reduction // 2} if reduction > 1 else {"kernel_size": 3}
         self.stem = ConvNormAct(in_channels, widths[0], stride=reduction, **stem)
         self.encoder = nn.ModuleList()
@@ -80,7 +91,7 @@ class ChromaUNet(nn.Module):
                 nn.Sequential(nn.Conv2d(widths[level + 1], widths[level], 1, bias=False), nn.BatchNorm2d(widths[level]))
             )
             self.decoder.append(ConvNormAct(widths[level], widths[level]))
-        self.head = nn.Conv2d(widths[0], out_channels, 3, 1, 1)
+        self.head = nn.Conv2d(widths[0], out_channels * (reduction**2 if tail == "shuffle" else 1), 3, 1, 1)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W); H and W multiples of reduction * 2^(levels - 1)."""
@@ -95,7 +106,12 @@ class ChromaUNet(nn.Module):
         for lateral, decoder in zip(self.lateral, self.decoder, strict=True):
             up = functional.interpolate(lateral(x), scale_factor=2.0, mode="nearest")
             x = decoder(functional.relu(up + skips.pop()))
-        return upsample_bilinear(self.head(x), self.reduction)
+        x = self.head(x)
+        if self.tail == "shuffle" and self.reduction > 1:
+            x = functional.pixel_shuffle(x, self.reduction)
+        else:
+            x = upsample_bilinear(x, self.reduction)
+        return input + x if self.residual else x
 
 
 def chroma_unet(
@@ -107,3 +123,21 @@ def chroma_unet(
 ) -> ChromaUNet:
     """Build the student with random weights."""
     return ChromaUNet(in_channels, out_channels, reduction=reduction, widths=widths, depths=depths)
+
+
+def image_unet(
+    in_channels: int = 3,
+    out_channels: int = 3,
+    reduction: int = 2,
+    widths: Sequence[int] = (32, 64, 128),
+    depths: Sequence[int] = (1, 1, 2),
+    residual: bool | None = None,
+) -> ChromaUNet:
+    """Build the student of the task ``image`` with random weights: half resolution, pixel shuffle at the end.
+
+    ``residual`` None: the network predicts what to add to its input where the channels allow that.
+    """
+    added = in_channels == out_channels if residual is None else residual
+    return ChromaUNet(
+        in_channels, out_channels, reduction=reduction, widths=widths, depths=depths, tail="shuffle", residual=added
+    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from models.errors import CheckpointError, ConfigError, UnknownNameError, UsageError, explain
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 
 _L = TensorSpec("input", ("N", 1, "H", "W"), value_range=(0.0, 1.0), color_space="cielab-l/100")
+_RGB_IN = TensorSpec("input", ("N", 3, "H", "W"), value_range=(0.0, 1.0))
+_RGB_OUT = TensorSpec("output", ("N", 3, "H", "W"), value_range=(0.0, 1.0))
 _AB = TensorSpec("output", ("N", 2, "H", "W"), value_range=(-0.5, 0.5), color_space="cielab-ab/255")
 
 _PHOTO = TensorSpec("input", ("N", 3, "H", "W"), value_range=(0.0, 1.0))
@@ -75,6 +81,17 @@ _MODEL_ROWS = (
         weights="chroma_unet.safetensors",
         source="Pare",
     ),
+    ModelSpec(
+        name="image_unet",
+        task="image",
+        factory="models.chroma_unet:image_unet",
+        inputs=(_RGB_IN,),
+        outputs=(_RGB_OUT,),
+        size=SizeRequirements(minimum=32, multiple_of=32),
+        role="student",
+        feature="bottleneck",
+        source="Pare",
+    ),
 )
 _RAW = TensorSpec("input", ("N", 4, "H", "W"), value_range=(0.0, 1.0), color_space="bayer-rgbg")
 _DOUBLE = TensorSpec("output", ("N", 3, "2H", "2W"), value_range=(0.0, 1.0))
@@ -96,6 +113,7 @@ _LOW_LIGHT_ROWS = (
 )
 _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
+    ("image", "models.tasks.image:Image"),
     ("overlay", "models.tasks.overlay:Overlay"),
     ("overlay_variants", "models.tasks.overlay_variants:OverlayVariants"),
     ("balance", "models.tasks.balance:Balance"),
@@ -127,22 +145,58 @@ def list_tasks() -> list[str]:
 
 
 def load_object(path: str) -> Any:
-    """Import ``"package.module:attribute"``.
+    """Import ``"package.module:attribute"``, or ``"path/to/file.py:attribute"`` relative to the working directory.
 
     Raises:
         UsageError: The text has another form, or the module or the attribute does not exist.
     """
-    module_name, _, attribute = path.partition(":")
+    module_name, _, attribute = path.rpartition(":")
     if not module_name or not attribute:
-        raise UsageError(explain("import path", expected="package.module:name", got=repr(path), fix="add the part"))
+        expected = "package.module:name or path/to/file.py:name"
+        raise UsageError(explain("import path", expected=expected, got=repr(path), fix="add the part"))
+    if module_name.endswith(".py"):
+        module = _import_file(Path(module_name))
+    else:
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            fix = "run where the module can be imported, or set PYTHONPATH"
+            raise UsageError(explain("import path", expected="a module", got=f"{path!r} ({error})", fix=fix)) from error
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        fix = "run where the module can be imported, or set PYTHONPATH"
-        raise UsageError(explain("import path", expected="a module", got=f"{path!r} ({error})", fix=fix)) from error
+        return getattr(module, attribute)
     except AttributeError as error:
         got = f"no {attribute!r} in {module_name!r}"
         raise UsageError(explain("import path", expected="an attribute", got=got, fix="check its name")) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Import a file of the user's once; modules that lie beside it can be imported by it.
+
+    Raises:
+        UsageError: No such file, or it cannot be imported.
+    """
+    whole = path.resolve()
+    if not whole.is_file():
+        fix = "run where the path leads to it, or pass the whole path"
+        raise UsageError(explain("import path", expected="a file", got=f"{path} in {Path.cwd()}", fix=fix))
+    name = f"{whole.stem}_{hashlib.sha256(str(whole).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, whole)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(whole.parent) not in sys.path:
+        sys.path.append(str(whole.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a file of the user's may raise anything
+        del sys.modules[name]
+        got = f"{type(error).__name__}: {error}"
+        fix = f"make `python {path}` run"
+        raise UsageError(explain(f"import of {path}", expected="a module", got=got, fix=fix)) from error
+    return module
 
 
 def get_task(name: str) -> Task:
@@ -188,7 +242,7 @@ def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
         outputs=owner.outputs,
         controls=owner.controls,
         size=SizeRequirements(minimum=32, multiple_of=32),
-        student="chroma_unet",
+        student=owner.student,
         source="yours",
         licence="yours",
     )

@@ -136,9 +136,9 @@ def _row_of_failure(run: Run, outcome: Outcome) -> BenchmarkRow:
 def _with_objection(run: Run, row: BenchmarkRow, teacher: BenchmarkRow | None) -> BenchmarkRow:
     """Add to a row that breaks the gate why it is not shipped."""
     gate = run.recipe.gate
-    if teacher is None or row.lpips is None or teacher.lpips is None or gate.allow_drop or row.stage == "teacher":
+    if teacher is None or row.distance is None or teacher.distance is None or gate.allow_drop or row.stage == "teacher":
         return row
-    drop = row.lpips - teacher.lpips
+    drop = row.distance - teacher.distance
     if drop <= gate.max_lpips_drop:
         return row
     text = f"{NOT_SHIPPED}: LPIPS {drop:.4f} above the teacher's, the gate is {gate.max_lpips_drop:g}"
@@ -233,7 +233,7 @@ def best_row(run: Run) -> dict[str, Any] | None:
     if teacher is None or not able:
         return None
     best = max(able, key=lambda row: row.speedup or 0.0)
-    known = best.lpips is not None and teacher.lpips is not None
+    known = best.distance is not None and teacher.distance is not None
     return {
         "label": best.label,
         "artifact": best.artifact,
@@ -241,6 +241,7 @@ def best_row(run: Run) -> dict[str, Any] | None:
         "teacher_latency_p50_ms": teacher.latency_p50_ms,
         "speedup": best.speedup,
         "lpips": best.lpips,
-        "lpips_drop": (best.lpips or 0.0) - (teacher.lpips or 0.0) if known else None,
+        "lpips_vs_teacher": best.lpips_vs_teacher,
+        "lpips_drop": (best.distance or 0.0) - (teacher.distance or 0.0) if known else None,
         "lpips_net": best.lpips_net,
     }

@@ -42,6 +42,7 @@ class Task(ABC):
         controls: Run-time controls that ``prepare`` packs behind the image channels of its input.
         draws: ``prepare`` draws noise or control values from the content of a photo: a mirrored crop gives others.
         photo_scale: Height and width of a photo over those of the network input made of it.
+        student: Registry name of the student of a teacher that names none.
     """
 
     name: ClassVar[str]
@@ -55,6 +56,7 @@ class Task(ABC):
     controls: ClassVar[tuple[Control, ...]] = ()
     draws: ClassVar[bool] = False
     photo_scale: ClassVar[int] = 1
+    student: ClassVar[str | None] = "image_unet"
 
     @abstractmethod
     def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +65,18 @@ class Task(ABC):
         Control values follow the image channels of the input (``models.controls.pack``). What is random is drawn from
         a photo's content, so that the same photo gives the same input again.
         """
+
+    def has_truth(self, rgb: Tensor) -> bool:
+        """Say whether the target of these photos is a ground truth.
+
+        Where it is not, what the teacher renders is the target, and every quality number is the distance to that;
+        ``prepare`` then returns the do-nothing output in place of a target.
+        """
+        return True
+
+    def inputs_of(self, rgb: Tensor) -> Tensor:
+        """Return the network input of photos alone: the first of what ``prepare`` returns."""
+        return self.prepare(rgb)[0]
 
     @abstractmethod
     def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:

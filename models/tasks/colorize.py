@@ -32,6 +32,7 @@ class Colorize(Task):
     metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e", "colourfulness")
     output_scale: ClassVar[float] = 1 / color.AB_SCALE
     do_nothing: ClassVar[str] = "the photo without its chroma"
+    student: ClassVar[str | None] = "chroma_unet"
 
     def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Photos (N, 3, H, W) in [0, 1] -> L/100 (N, 1, H, W) and ab/255 (N, 2, H, W)."""

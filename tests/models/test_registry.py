@@ -158,8 +158,8 @@ def test_own_factory_may_describe_itself(own: str) -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (":factory", r"import path: expected package.module:name, got ':factory'"),
-        ("own_networks:", r"expected package.module:name, got 'own_networks:'"),
+        (":factory", r"import path: expected package.module:name or path/to/file.py:name, got ':factory'"),
+        ("own_networks:", r"expected package.module:name or path/to/file.py:name, got 'own_networks:'"),
         ("no_such_module:factory", r"expected a module, got 'no_such_module:factory' \(No module.*fix: run where"),
         ("own_networks:none", r"expected an attribute, got no 'none' in 'own_networks'; fix: check its name"),
     ],
