@@ -98,7 +98,7 @@ def take_pictures(
             photo = to_batch([photos.load(index)])
             inputs, target = task.prepare(photo)
             idle = to_uint8(task.render(inputs, task.baseline(inputs)))
-            truth = to_uint8(task.render(inputs, target)) if task.has_truth(photo) else None
+            truth = to_uint8(task.truth(inputs, target)) if task.has_truth(photo) else None
             images = {}
             for name, (_, infer, _) in contestants.items():
                 images[name] = to_uint8(render(task, inputs, infer)[0])

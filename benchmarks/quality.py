@@ -208,7 +208,7 @@ def evaluate(
         for index in range(len(photos)):
             photo = to_batch([photos.load(index)])
             inputs, target = task.prepare(photo)
-            truth = task.render(inputs, target) if task.has_truth(photo) else None
+            truth = task.truth(inputs, target) if task.has_truth(photo) else None
             reference: Tensor | None = None
             for name in order:
                 picture = _try(scores[name], task, inputs, contestants[name])

@@ -2,9 +2,9 @@
 
 One strided convolution brings the input to 1/``reduction`` of its size, a residual U-Net predicts the output there,
 and a bilinear resize inside of the graph brings it back: full-resolution layers are what a small network spends its
-time on (chroma carries little detail; the lightness comes from the photo itself). Pictures carry detail: ``image_unet``
-ends in a pixel shuffle in place of the resize, and may add what it predicts to its input. What was measured, in INT8 on two
-threads: 3x3 convolutions run at the arithmetic peak at any level, depthwise ones do not; joining a skip by addition
+time on (chroma carries little detail; the lightness comes from the photo itself). Pictures do carry it: ``image_unet``
+ends in a pixel shuffle in place of the resize, and may add what it predicts to its input. What was measured, in INT8 on
+two threads: 3x3 convolutions run at the arithmetic peak at any level, depthwise ones do not; joining a skip by addition
 costs half of concatenation; blocks belong to the coarse levels.
 
 Channels are multiples of 16 by default, which fills a vector register in INT8.
@@ -70,7 +70,7 @@ class ChromaUNet(nn.Module):
             got = f"{len(widths)} widths and {len(depths)} depths"
             raise ConfigError(explain("levels", expected="as many widths as depths", got=got, fix="give one each"))
         if tail not in ("bilinear", "shuffle"):
-            raise ConfigError(explain("tail", expected="bilinear or shuffle", got=repr(tail), fix="choose one of these"))
+            raise ConfigError(explain("tail", expected="bilinear or shuffle", got=repr(tail), fix="choose one"))
         if residual and in_channels != out_channels:
             got, fix = f"{in_channels} in and {out_channels} out", "pass residual=False"
             raise ConfigError(explain("residual", expected="as many channels in as out", got=got, fix=fix))

@@ -26,6 +26,7 @@ from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
 from optimize.loop import Fit, FitConfig, Phase, run_fit
 from optimize.losses import PixelLoss, feature_loss, kl_mse, pixel_loss, total_variation
 from optimize.steps import written_once
+from optimize.taught import task_of
 from optimize.teacher_answers import AnswerConfig, Answers, compute_answers
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class DistillStep:
         inputs, target = self.task.prepare(rgb)
         output = self.fit.net(inputs).float()
         config, task = self.config, self.task
+        if not task.has_truth(rgb):
+            target = answer
         if config.loss == "kl_mse":
             t, alpha, axis = config.temperature, config.alpha, config.axis
             return {"loss": kl_mse(output, answer, target, alpha=alpha, temperature=t, axis=axis)}
@@ -192,7 +195,7 @@ def distill_network(
     matched = feature if config.feature_weight and config.loss == "regression" and some.feature_channels else None
     tap, projection = FeatureTap(student, matched), None
     if matched is not None:
-        sample = task.prepare(to_float(some[0][0][None]))[0]
+        sample = task.inputs_of(to_float(some[0][0][None]))
         projection = nn.Conv2d(tap.channels(student, sample), some.feature_channels, 1)
     fit = Fit(student, config.fit, checkpoint=out / "distill.checkpoint.safetensors", extras=projection)
     if fit.resume():
@@ -255,7 +258,7 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     if artifact is None:
         raise ConfigError(explain("distill", expected="a teacher artifact", got="none", fix="pass --teacher"))
     started = time.time()
-    task = get_task(artifact.task)
+    task = task_of(artifact, data)
     size = task.photo_size(data.input_size)[0]
     student, name, start = start_student(config, artifact)
     data.progress.note(f"Student {name} starts from {'the shipped weights' if start == 'shipped' else 'scratch'}")

@@ -17,17 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from models.artifact import Artifact, load_network, save_network
 from models.errors import CheckpointError, ConfigError, ExportError, MissingExtraError, UnsupportedError, explain
-from models.registry import get_spec, get_task
+from models.registry import get_spec
 from models.spec import ModelSpec, Precision
 from optimize.channel_importance import Importance, Loss
 from optimize.latency_search import EngineBench, Goal, Measure, Point, check_goal, search
 from optimize.loop import FitConfig, Phase
 from optimize.pruner import Pruner, example_inputs, prepare
 from optimize.steps import is_main_process, wait_for_all, written_once
+from optimize.taught import lacks_truth, task_of
 
 if TYPE_CHECKING:
     from models.tasks.base import Task
@@ -177,8 +179,12 @@ def task_losses(task: Task, data: StageContext, config: PruneConfig) -> list[Los
         return []
     rgb = load_photos(data.train.sample(config.photos, seed=data.seed), min(task.photo_size(data.input_size)))
 
+    generator = torch.Generator().manual_seed(data.seed)
+
     def on(batch: Tensor) -> Loss:
         inputs, target = task.prepare(batch)
+        if lacks_truth(task):  # the teacher at its own answer has no slope: look from a step beside it
+            target = target + task.output_scale * torch.randn(target.shape, generator=generator).sign()
 
         def loss(net: nn.Module) -> Tensor:
             weight = task.loss_weight(target)
@@ -248,7 +254,7 @@ def run(
     if artifact is None:
         raise ConfigError(explain("prune", expected="an artifact", got="none", fix="pass --teacher or an artifact"))
     started = time.time()
-    net, task = load_network(artifact), get_task(artifact.task)
+    net, task = load_network(artifact), task_of(artifact, data)
     start = _start(artifact, net, config, data, out, measure)
     small = load_network(start)
     found = dict(start.metadata)
@@ -299,7 +305,7 @@ def _search(
     artifact: Artifact, net: nn.Module, config: PruneConfig, data: StageContext, out: Path, measure: Measure | None
 ) -> Artifact:
     """Find the pruned network and write it as ``out/prune_start.safetensors``, ready for fine-tuning."""
-    spec, task = get_spec(artifact.model, task=artifact.task), get_task(artifact.task)
+    spec, task = get_spec(artifact.model, task=artifact.task), task_of(artifact, data)
     with data.progress.track("Tracing channels", total=1) as bar:
         losses = task_losses(task, data, config)
         pruner = prepare(net, spec, config, input_size=data.input_size, losses=losses)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
 from models.errors import CheckpointError, ConfigError, QualityGateError, explain
 from models.photos import centre_crop, to_batch
-from models.registry import get_spec, get_task
+from models.registry import get_spec
 from models.spec import Precision
+from optimize.taught import task_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,11 +88,11 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
         QualityGateError: INT8 costs more LPIPS than allowed, and ``allow_drop`` is not set.
     """
     artifact = _check(artifact)
-    task = get_task(artifact.task)
+    task = task_of(artifact, data)
     net = load_network(artifact)
     calibration = _gather(task, config, data)
     simulation = _simulate(net, calibration, data)
-    scorer, small = _scorers(simulation, artifact, config, data)
+    scorer, small = _scorers(simulation, task, artifact, config, data)
     coverage = _with_saturation(calibration.coverage, simulation, scorer)
     scores, kept, float_scores, int8_scores = _mix(net, simulation, scorer, small, config, data)
     drop = int8_scores["lpips"] - float_scores["lpips"]
@@ -176,12 +177,11 @@ def _simulate(net: nn.Module, calibration: CalibrationSet, data: StageContext) -
 
 
 def _scorers(
-    simulation: SimulatedInt8, artifact: Artifact, config: QuantizeConfig, data: StageContext
+    simulation: SimulatedInt8, task: Task, artifact: Artifact, config: QuantizeConfig, data: StageContext
 ) -> tuple[Scorer, Scorer]:
     """Return one scorer on all evaluation photos at full size, and one on a few small ones."""
     from optimize.sensitivity import Scorer
 
-    task = get_task(artifact.task)
     rgb = _crops(data, task.photo_size(data.input_size))
     full = Scorer(simulation, task, rgb, data.lpips_net, data.lpips_weights)
     scale = config.sensitivity_size / max(data.input_size)
@@ -201,8 +201,7 @@ def _with_saturation(coverage: Mapping[str, Any], simulation: SimulatedInt8, sco
     """Add how far the held-out photos leave the calibrated ranges."""
     from optimize.calibration import saturation
 
-    inputs, _ = scorer.task.prepare(scorer.rgb[:16])
-    found = saturation(simulation.outside(inputs))
+    found = saturation(simulation.outside(scorer.task.inputs_of(scorer.rgb[:16])))
     warnings = list(coverage["warnings"])
     if found["worst"] > 0.01:
         warnings.append(

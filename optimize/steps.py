@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,6 @@ from models.artifact import Artifact, load_network
 from models.errors import ExportError, MissingExtraError, PareError, ParityError, QualityGateError, UnsupportedError
 from models.photos import PhotoSet, centre_crop, to_batch
 from models.progress import format_seconds
-from models.registry import get_task
 from models.spec import Precision
 from optimize.config import to_plain
 from optimize.registry import get_stage
@@ -59,13 +59,15 @@ class StageJudge:
     def measure(self, artifact: Artifact) -> dict[str, Any]:
         """Return ``lpips``, ``lpips_net``, ``psnr_db``, ... of a ``torch`` artifact in FP32, means over the photos."""
         from optimize.evaluate import evaluate
+        from optimize.taught import lacks_truth, task_of
 
-        task = get_task(artifact.task)
+        task = task_of(artifact, self.data)
         if self._photos is None:
             self._photos = load_crops(self.data.eval, task.photo_size(self.data.input_size))
         net, weights = self.data.lpips_net, self.data.lpips_weights
         scores = evaluate(load_network(artifact), task, self._photos, lpips_net=net, lpips_weights=weights)
-        return {"lpips_net": net, **scores}
+        known = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+        return {"lpips_net": net, "lpips_to": "teacher" if lacks_truth(task) else "truth", **known}
 
     def objection(self, scores: Mapping[str, Any], teacher: Mapping[str, Any]) -> str | None:
         """Return why a result may not go on, or None."""

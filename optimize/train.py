@@ -28,6 +28,7 @@ from optimize.evaluate import evaluate, load_photos
 from optimize.loop import Fit, FitConfig, Phase, run_fit
 from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, generator_loss, pixel_loss, total_variation
 from optimize.steps import written_once
+from optimize.taught import check_truth
 
 if TYPE_CHECKING:
     from models.tasks.base import Task
@@ -201,6 +202,8 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         data.progress.note(f"Resuming at step {fit.step}")
         log = _read_log(out / LOG)
     rgb = load_photos(data.eval, task.photo_size(data.input_size)[0], limit=48)
+
+    check_truth(task, rgb)
 
     def report(epoch: int) -> None:
         scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
