@@ -11,6 +11,7 @@
     ├── InputSizeError             a height or width that the network cannot take
     ├── MissingExtraError          an optional dependency is not installed (names the extra)
     ├── UnsupportedError           the combination cannot be done; lists what can
+    │   └── OutOfReachError        pruning cannot make the network as fast as was asked
     ├── ExportError                a converter refused the network
     ├── ParityError                the artifact does not compute what PyTorch computes
     ├── TrainingError              NaN or infinite loss
@@ -97,6 +98,10 @@ class MissingExtraError(PareError):
 
 class UnsupportedError(PareError):
     """The combination cannot be done; the message lists what can."""
+
+
+class OutOfReachError(UnsupportedError):
+    """Pruning cannot make the network as fast as was asked."""
 
 
 class ExportError(PareError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -249,10 +250,26 @@ def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
 
 
 def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
-    """Build the network of a row with random weights; ``kwargs`` go over the row's defaults."""
+    """Build the network of a row with random weights; ``kwargs`` go over the row's defaults.
+
+    Raises:
+        UsageError: The factory needs arguments that nobody gave, or returns no network.
+    """
+    from torch import nn
+
     from models.controls import with_controls
 
-    net: nn.Module = load_object(spec.factory)(**{**spec.defaults, **kwargs})
+    factory, given = load_object(spec.factory), {**spec.defaults, **kwargs}
+    try:
+        inspect.signature(factory).bind(**given)
+    except TypeError as error:
+        fix = f"write a function without arguments that returns the network, and pass it in place of {spec.factory!r}"
+        expected = f"arguments that it takes: {', '.join(given) or 'none'}"
+        raise UsageError(explain(f"factory {spec.factory}", expected=expected, got=error, fix=fix)) from error
+    net = factory(**given)
+    if not isinstance(net, nn.Module):
+        expected, fix = "a torch.nn.Module", "return the network itself"
+        raise UsageError(explain(f"factory {spec.factory}", expected=expected, got=type(net).__name__, fix=fix))
     return with_controls(net, spec)
 
 
@@ -275,6 +292,7 @@ def create_model(
 
     Raises:
         UnknownNameError: No such model.
+        UsageError: The factory of the user's cannot be imported or called.
         CheckpointError: The weights are missing, damaged, or of another architecture.
     """
     from models.artifact import load_network, load_weights

@@ -215,6 +215,7 @@ def run(
     output: f.Output = None,
     resume: f.Resume = False,
     overwrite: f.Overwrite = False,
+    keep_going: f.KeepGoing = False,
     json: f.Json = False,
     quiet: f.Quiet = False,
 ) -> None:
@@ -223,7 +224,7 @@ def run(
     recipe, root, policy = _prepare("run", given)
     from optimize.pipeline import run_pipeline
 
-    summary = run_pipeline(recipe, root, policy=policy, progress=make_progress(quiet=quiet))
+    summary = run_pipeline(recipe, root, policy=policy, keep_going=keep_going, progress=make_progress(quiet=quiet))
     print_json(summary) if json else _print_summary(summary)
 
 

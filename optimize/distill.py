@@ -25,6 +25,7 @@ from optimize.data import to_float
 from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
 from optimize.loop import Fit, FitConfig, Phase, run_fit
 from optimize.losses import PixelLoss, feature_loss, kl_mse, pixel_loss, total_variation
+from optimize.narrow import TEACHER, narrowed
 from optimize.steps import written_once
 from optimize.taught import task_of
 from optimize.teacher_answers import AnswerConfig, Answers, compute_answers
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from optimize.stage import StageContext
 
 _JUDGES = 24
+_STARTS = {"shipped": "the shipped weights", "narrowed": "the teacher's own channels", "scratch": "scratch"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class DistillConfig:
     """How to distil.
 
     Attributes:
-        student: Registry name or ``"package.module:factory"``; None takes the teacher's default student.
+        student: Registry name or ``"package.module:factory"``; None takes the teacher's default student; ``teacher`` is
+            the teacher itself, narrowed.
+        narrow: Share of the channels of each layer that a narrowed teacher loses.
         student_kwargs: Arguments of its factory: width, depth, internal resolution.
         from_scratch: Do not start from the shipped student.
         fit: Sizes, epochs, rates. Crops are cached with the teacher's answers, so ``repeat`` and ``min_area`` are of
@@ -65,6 +69,7 @@ class DistillConfig:
     """
 
     student: str | None = None
+    narrow: float = 0.5
     student_kwargs: Mapping[str, Any] = field(default_factory=dict)
     from_scratch: bool = False
     fit: FitConfig = field(
@@ -90,6 +95,9 @@ class DistillConfig:
         if min(*weights, self.tv_weight) < 0 or max(weights) == 0:
             expected = "weights of 0 or more, one above 0"
             raise ConfigError(explain("distillation losses", expected=expected, got=weights, fix="change the recipe"))
+        if not 0 < self.narrow < 1:
+            fix = "use for example distill.narrow=0.5"
+            raise ConfigError(explain("narrow", expected="between 0 and 1", got=self.narrow, fix=fix))
         if not 0 <= self.alpha <= 1 or self.temperature <= 0:
             got = f"alpha {self.alpha}, temperature {self.temperature}"
             expected = "alpha in [0, 1], temperature above 0"
@@ -195,7 +203,7 @@ def distill_network(
     matched = feature if config.feature_weight and config.loss == "regression" and some.feature_channels else None
     tap, projection = FeatureTap(student, matched), None
     if matched is not None:
-        sample = task.inputs_of(to_float(some[0][0][None]))
+        sample = task.app_input(to_float(some[0][0][None]))
         projection = nn.Conv2d(tap.channels(student, sample), some.feature_channels, 1)
     fit = Fit(student, config.fit, checkpoint=out / "distill.checkpoint.safetensors", extras=projection)
     if fit.resume():
@@ -219,11 +227,15 @@ def _answers(teacher: Artifact, config: DistillConfig, data: StageContext, size:
     return compute_answers(teacher, data.train, wanted, cache=data.cache or out / "cache", progress=data.progress)
 
 
-def start_student(config: DistillConfig, teacher: Artifact) -> tuple[nn.Module, str, str]:
-    """Return the student to start from, its registry name, and ``shipped`` or ``scratch``.
+def start_student(
+    config: DistillConfig, teacher: Artifact, *, input_size: tuple[int, int] = (256, 256)
+) -> tuple[nn.Module, str, str]:
+    """Return the student to start from, its registry name, and ``shipped``, ``narrowed`` or ``scratch``.
 
     Only the unchanged shipped teacher has a shipped student.
     """
+    if config.student == TEACHER:
+        return narrowed(teacher, config.narrow, input_size=input_size), teacher.model, "narrowed"
     spec = get_spec(teacher.model, task=teacher.task)
     name = config.student or spec.student
     if name is None:
@@ -249,8 +261,8 @@ def _student_kwargs(config: DistillConfig, row: ModelSpec) -> dict[str, Any]:
 def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, out: Path) -> Artifact:
     """Distil ``artifact`` into a student: ``out/student.safetensors``.
 
-    The metadata say where the student started (``shipped`` or ``scratch``), what the teacher and the student reach on
-    the evaluation photos, and whether the start was kept.
+    The metadata say where the student started (``shipped``, ``narrowed`` or ``scratch``), what the teacher and the
+    student reach on the evaluation photos, and whether the start was kept.
 
     Raises:
         TrainingError: The loss became NaN.
@@ -260,8 +272,8 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     started = time.time()
     task = task_of(artifact, data)
     size = task.photo_size(data.input_size)[0]
-    student, name, start = start_student(config, artifact)
-    data.progress.note(f"Student {name} starts from {'the shipped weights' if start == 'shipped' else 'scratch'}")
+    student, name, start = start_student(config, artifact, input_size=data.input_size)
+    data.progress.note(f"Student {name} starts from {_STARTS[start]}")
     before = copy.deepcopy(student)
     row = get_spec(name, task=artifact.task)
     learned, judging = hold_out(data)
@@ -285,8 +297,10 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
         "teacher": evaluate(load_network(artifact), task, rgb, **options),
         "student": evaluate(student, task, rgb, **options),
     }
-    shipped = start == "shipped"
-    kwargs = Artifact.load(WEIGHTS / str(row.weights)).model_kwargs if shipped else _student_kwargs(config, row)
+    kwargs: Mapping[str, Any] = artifact.model_kwargs
+    if start != "narrowed":
+        shipped = start == "shipped"
+        kwargs = Artifact.load(WEIGHTS / str(row.weights)).model_kwargs if shipped else _student_kwargs(config, row)
     path = out / "student.safetensors"
     save = partial(
         save_network,

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from export.files import remove
 from export.registry import get_target
 from models.artifact import Artifact, write_json
-from models.errors import CheckpointError, MissingExtraError, PareError, RunFolderError, UnsupportedError, explain
+from models.errors import (
+    CheckpointError,
+    ExportError,
+    MissingExtraError,
+    PareError,
+    RunFolderError,
+    UnsupportedError,
+    explain,
+)
 from models.progress import NULL_PROGRESS, Progress
 from models.spec import Precision
 from optimize.run_folder import disk_errors, fingerprint
@@ -56,6 +64,7 @@ class Outcome:
         artifact: What was written, or None.
         reason: Why not.
         seconds: Wall time; 0 when an earlier run had made it.
+        refused: The converter was asked and cannot do this network.
     """
 
     job: Job
@@ -63,6 +72,7 @@ class Outcome:
     artifact: Artifact | None = None
     reason: str | None = None
     seconds: float = 0.0
+    refused: bool = False
 
 
 def short_name(model: str) -> str:
@@ -151,11 +161,12 @@ def _run_job(job: Job, how: Mapping[str, Any], progress: Progress) -> Outcome:
     except RunFolderError:
         raise
     except (MissingExtraError, UnsupportedError) as error:
-        return Outcome(job, "unsupported", reason=str(error))
+        refused = not isinstance(error, MissingExtraError)
+        return Outcome(job, "unsupported", reason=str(error), refused=refused)
     except Exception as error:  # a third-party converter may raise anything; the other targets go on
         remove(job.path)
         text = str(error) if isinstance(error, PareError) else f"{type(error).__name__}: {error}"
-        return Outcome(job, "failed", reason=" ".join(text.split())[:1000])
+        return Outcome(job, "failed", reason=" ".join(text.split())[:1000], refused=True)
     return Outcome(job, "built", artifact, seconds=time.perf_counter() - start)
 
 
@@ -170,6 +181,15 @@ def _export(job: Job, target: Target, how: Mapping[str, Any], progress: Progress
         options=how["options"],
         progress=progress,
     )
+
+
+def check_made(outcomes: Iterable[Outcome]) -> None:
+    """Raise ExportError when a converter refused the network, with every artifact and reason."""
+    refused = [outcome for outcome in outcomes if outcome.refused]
+    if refused:
+        got = "; ".join(f"{outcome.job.label}: {outcome.reason}" for outcome in refused)
+        fix = "pass --keep-going to go on without them; what is finished stays and is not run again"
+        raise ExportError(explain("export", expected="every artifact", got=got, fix=fix))
 
 
 def _key_file(path: Path) -> Path:

@@ -17,19 +17,29 @@ def _flag(*names: str, help: str, panel: str = _HOW, **options: Any) -> Any:
 
 Teacher = Annotated[
     str | None,
-    _flag("--teacher", help="Model name, or package.module:factory. Default: resnet18_unet.", panel=_WHAT),
+    _flag(
+        "--teacher", help="Model name, package.module:factory or FILE.py:factory. Default: resnet18_unet.", panel=_WHAT
+    ),
 ]
 Weights = Annotated[
     Path | None,
-    _flag("--weights", help="The teacher's checkpoint (safetensors). Default: the shipped one.", panel=_WHAT),
+    _flag("--weights", help="The teacher's checkpoint, or a folder of them. Default: the shipped one.", panel=_WHAT),
 ]
 TaskName = Annotated[
     str | None,
-    _flag("--task", help="Task of your own factory. Default: that of its spec, else colorize.", panel=_WHAT),
+    _flag(
+        "--task",
+        help="Task, or FILE.py:Task, of your own factory. Default: that of its spec, else colorize.",
+        panel=_WHAT,
+    ),
 ]
 Student = Annotated[
     str | None,
-    _flag("--student", help="Model name, or package.module:factory. Default: the teacher's.", panel=_WHAT),
+    _flag(
+        "--student",
+        help="Model name, FILE.py:factory, or teacher: itself narrowed. Default: the teacher's.",
+        panel=_WHAT,
+    ),
 ]
 Data = Annotated[
     str | None,
@@ -130,6 +140,10 @@ Resume = Annotated[
 ]
 Overwrite = Annotated[
     bool, _flag("--overwrite", help="The folder holds another run: remove it and start anew.", panel=_OUT)
+]
+KeepGoing = Annotated[
+    bool,
+    _flag("--keep-going", help="Leave out what a stage or target cannot do with this network, and say so.", panel=_OUT),
 ]
 Json = Annotated[bool, _flag("--json", help="Print the result as JSON.", panel=_OUT)]
 Quiet = Annotated[bool, _flag("--quiet", "-q", help="No progress.", panel=_OUT)]

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import Artifact, save_network
-from models.errors import ConfigError, UnsupportedError, explain
+from models.errors import ConfigError, OutOfReachError, UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.spec import Precision
 
@@ -288,7 +288,7 @@ def search(
         if goal.reached(best) < 1:
             fix = "lower the target, raise prune.max_ratio, or lower prune.round_to"
             got = f"{_say(best)} with everything removed that may be"
-            raise UnsupportedError(explain("pruning target", expected=goal.describe(), got=got, fix=fix))
+            raise OutOfReachError(explain("pruning target", expected=goal.describe(), got=got, fix=fix))
     return best, sorted(points.values(), key=lambda point: point.ratio)
 
 

@@ -27,7 +27,7 @@ from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_task
 from models.spec import Precision
 from optimize import shipping
-from optimize.exports import Job, move_back, plan, remove_strangers, run_jobs
+from optimize.exports import Job, check_made, move_back, plan, remove_strangers, run_jobs
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.registry import get_stage
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space, fingerprint, read_json
@@ -70,7 +70,12 @@ _STUDENT_SPEEDUP, _STUDENT_MINUTES = 1.25, 1.0
 
 
 def run_pipeline(
-    recipe: Recipe, root: Path, *, policy: Policy = "same", progress: Progress = NULL_PROGRESS
+    recipe: Recipe,
+    root: Path,
+    *,
+    policy: Policy = "same",
+    keep_going: bool = False,
+    progress: Progress = NULL_PROGRESS,
 ) -> dict[str, Any]:
     """Run ``recipe`` in the folder ``root`` and return a summary (JSON values).
 
@@ -80,9 +85,12 @@ def run_pipeline(
         recipe: What to do.
         root: Folder of the run.
         policy: What happens when ``root`` holds a run of another recipe; see ``RunFolder.claim``.
+        keep_going: What a stage or a converter cannot do with this network is written down, and the rest goes on.
         progress: Where to report.
 
     Raises:
+        UnsupportedError: Without ``keep_going``: a stage cannot work on this network.
+        ExportError: Without ``keep_going``: a converter refused it; all others were tried.
         PareError: Bad input, NaN loss, a full disk, a folder that holds another run, or nothing left to ship.
     """
     from benchmarks.metrics import load_lpips
@@ -106,9 +114,11 @@ def run_pipeline(
         check_size(teacher, recipe.input_size)
         run = Run(root, recipe, resolved, teacher)
         context = make_context(recipe, photos, teacher, cache=root / "cache", progress=progress)
-        _run_stages(run, configs, context)
+        _run_stages(run, configs, context, keep_going=keep_going)
         write_json(root / "skipped_photos.json", photos.skipped())
         _export(run, context)
+        if not keep_going:
+            check_made(outcome for outcome in run.outcomes if outcome.job.path.parent.name != REFERENCE)
         shipping.measure(run, context)
         shipping.gate(run, progress)
         shipping.bundle(run, progress)
@@ -162,7 +172,7 @@ def _share(name: str, stages: Sequence[str]) -> float:
     return _SHARES.get(name, 0.2) / sum(_SHARES.get(other, 0.2) for other in stages)
 
 
-def _run_stages(run: Run, configs: Mapping[str, Any], context: StageContext) -> None:
+def _run_stages(run: Run, configs: Mapping[str, Any], context: StageContext, *, keep_going: bool) -> None:
     judge = StageJudge(context, run.recipe.gate)
     run.teacher_scores = _teacher_scores(run, judge)
     scores = run.teacher_scores
@@ -174,7 +184,7 @@ def _run_stages(run: Run, configs: Mapping[str, Any], context: StageContext) -> 
     for number, (name, config) in enumerate(configs.items(), start=1):
         key = stage_fingerprint(name, config, current, context)
         folder = StageFolder(run.root / "stages" / f"{number:02d}-{name}", name, key)
-        result = run_judged_stage(name, config, current, context, folder, judge, scores)
+        result = run_judged_stage(name, config, current, context, folder, judge, scores, keep_going=keep_going)
         run.stages.append(result)
         if result.record.accepted and result.artifact is not None:
             current = result.artifact

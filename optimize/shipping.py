@@ -100,6 +100,8 @@ def notes(run: Run) -> list[str]:
         if metadata.get("start") == "shipped":
             end = ", which was kept: training did not bring it closer" if metadata.get("kept") == "start" else ""
             said.append(f"The distillation started from the student that ships with Pare{end}.")
+        elif metadata.get("start") == "narrowed":
+            said.append("The student is the teacher itself with fewer channels, and started from its weights.")
         elif "start" in metadata:
             said.append("The distillation started from random weights.")
         if metadata.get("recipe", {}).get("fine_tune") is False:

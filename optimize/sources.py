@@ -119,7 +119,9 @@ def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:
     if recipe.weights is None and recipe.model == spec.name and spec.weights and (WEIGHTS / spec.weights).exists():
         return Artifact.load(WEIGHTS / spec.weights)
     own = ":" in recipe.model
-    net = create_model(recipe.model, pretrained=recipe.weights is None and not own, weights=recipe.weights)
+    net = create_model(
+        recipe.model, pretrained=recipe.weights is None and not own, weights=recipe.weights, task=recipe.task
+    )
     path = folder / "teacher.safetensors"
     known = _same_as_before(net, path, recipe.model, spec.task)
     if known is not None:
@@ -169,15 +171,27 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
     given = (1, spec.packed_channels, height, width)
     try:
         with torch.inference_mode():
-            got: object = tuple(load_network(artifact)(torch.zeros(given)).shape)
+            answer = load_network(artifact)(torch.zeros(given))
     except PareError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        got = str(error).splitlines()[0]
+        got: object = str(error).splitlines()[0]
+    else:
+        got = tuple(answer.shape) if isinstance(answer, torch.Tensor) else _several(answer, artifact.model)
     if got != want:
         what = f"{artifact.model} on input {given}"
         fix = "pass another --input-size, or the --task whose tensors this network takes and gives"
         raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
+
+
+def _several(answer: object, model: str) -> str:
+    """Say what a network returned in place of one tensor."""
+    from optimize.channel_trace import flatten
+
+    shapes = [tuple(part.shape) for part in flatten(answer)]
+    keys = f" ({', '.join(map(str, answer))})" if isinstance(answer, dict) else ""
+    fix = f"write a small module around {model} whose forward returns the one to keep"
+    return f"a {type(answer).__name__} of {len(shapes)} tensors {shapes}{keys}: {fix}"
 
 
 def check_device(device: str) -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import Artifact, load_network
-from models.errors import ExportError, MissingExtraError, PareError, ParityError, QualityGateError, UnsupportedError
+from models.errors import (
+    ExportError,
+    MissingExtraError,
+    OutOfReachError,
+    PareError,
+    ParityError,
+    QualityGateError,
+    UnsupportedError,
+    explain,
+)
 from models.photos import PhotoSet, centre_crop, to_batch
 from models.progress import format_seconds
 from models.spec import Precision
@@ -25,8 +34,11 @@ if TYPE_CHECKING:
     from optimize.recipe import GateRecipe
     from optimize.stage import StageContext
 
-#: What a stage may fail with while the run goes on without it; anything else ends the run.
-_GO_ON = (UnsupportedError, QualityGateError, ExportError, ParityError, MissingExtraError)
+#: What a stage may fail with while the run goes on without it: its result is not good enough, or an engine is missing.
+_GO_ON = (QualityGateError, OutOfReachError, MissingExtraError)
+#: What a stage cannot do with this network: the run goes on only where it was told to.
+_CANNOT = (UnsupportedError, ExportError, ParityError)
+_RAISED = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -140,23 +152,32 @@ def run_judged_stage(
     folder: StageFolder,
     judge: StageJudge,
     teacher_scores: Mapping[str, Any],
+    *,
+    keep_going: bool = False,
 ) -> StageResult:
     """Run a stage of the pipeline and decide whether the next one works on its result.
 
     Raises:
-        PareError: The input is bad or the training failed: the run ends. What only this stage cannot do is written
-            down instead, and the run goes on.
+        UnsupportedError: The stage cannot work on this network. With ``keep_going`` that is written down instead.
+        PareError: The input is bad or the training failed.
     """
     try:
         record, result, ran = run_stage(name, config, artifact, data, folder)
     except _GO_ON as error:
         return _failed(folder, name, str(error), data)
+    except _CANNOT as error:
+        if not keep_going:
+            raise UnsupportedError(_stopped(name, str(error))) from error
+        return _failed(folder, name, str(error), data)
     except PareError:
         raise
-    except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
+    except _RAISED as error:
         if os.environ.get("PARE_DEBUG"):
             raise
-        return _failed(folder, name, f"{type(error).__name__}: {error}", data)
+        text = f"{type(error).__name__}: {error}"
+        if not keep_going:
+            raise UnsupportedError(_stopped(name, text)) from error
+        return _failed(folder, name, text, data)
     if record.scores is None:
         scores = measured_scores(result, judge)
         record = folder.write(replace(record, scores=scores))
@@ -191,6 +212,11 @@ def describe(record: StageRecord, teacher_scores: Mapping[str, Any]) -> str:
         text += f": LPIPS-{scores['lpips_net']} {scores['lpips']:.4f} (teacher {drop:+.4f})"
     text += f" in {format_seconds(record.seconds)}"
     return text if record.accepted else f"{text}; not taken: {record.reason}"
+
+
+def _stopped(name: str, reason: str) -> str:
+    fix = "pass --keep-going to go on without it; what is finished stays and is not run again"
+    return explain(f"stage {name}", expected="a network that it can work on", got=reason, fix=fix)
 
 
 def _failed(folder: StageFolder, name: str, reason: str, data: StageContext) -> StageResult:

@@ -74,10 +74,6 @@ class Task(ABC):
         """
         return True
 
-    def inputs_of(self, rgb: Tensor) -> Tensor:
-        """Return the network input of photos alone: the first of what ``prepare`` returns."""
-        return self.prepare(rgb)[0]
-
     @abstractmethod
     def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Turn network input and output into RGB (N, 3, H, W) in [0, 1]."""

@@ -233,7 +233,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (
             "run --teacher resnet18_unett",
             2,
-            "unknown model: expected chroma_unet | resnet18_unet, got 'resnet18_unett'; fix",
+            "resnet18_unet, got 'resnet18_unett'; fix",
         ),
         ("distill --teacher resnet18_unett", 2, "fix: use 'resnet18_unet'"),
         ("distill --data nowhere", 1, "photos: expected a folder, a named set, or URL#sha256=..., got 'nowhere'"),

@@ -27,6 +27,7 @@ from models.errors import (
     ExportError,
     InputSizeError,
     MissingExtraError,
+    OutOfReachError,
     QualityGateError,
     RunFolderError,
     TrainingError,
@@ -323,11 +324,24 @@ def test_stage_that_cannot_be_done_is_left_out(bench: Bench, recipe: Recipe, tmp
         raise error
 
     bench.hooks["prune"] = fail
-    summary = run_pipeline(recipe, tmp_path / "run")
+    with pytest.raises(UnsupportedError, match=r"stage prune: expected a network .*; fix: pass --keep-going to go on"):
+        run_pipeline(recipe, tmp_path / "run")
+    assert bench.stages == ["distill", "prune"]
+    summary = run_pipeline(recipe, tmp_path / "run", keep_going=True)
+    assert bench.stages == ["distill", "prune", "prune", "quantize"]
     assert [stage["accepted"] for stage in summary["stages"]] == [True, False, True]
     assert str(error) in summary["stages"][1]["reason"]
     int8 = Artifact.load(tmp_path / "run/artifacts/chroma_unet-int8.onnx")
     assert int8.stages == ("teacher", "distill", "quantize")
+
+
+def test_a_speed_out_of_reach_does_not_stop_the_run(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    def fail(out: Path) -> None:
+        raise OutOfReachError("pruning target: expected 1.25x, got 1.1x")
+
+    bench.hooks["prune"] = fail
+    summary = run_pipeline(recipe, tmp_path / "run")
+    assert [stage["accepted"] for stage in summary["stages"]] == [True, False, True]
 
 
 def test_stage_over_the_gate_is_reported_and_left_out(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
@@ -381,7 +395,14 @@ def test_target_that_fails_becomes_a_row_and_the_others_go_on(
     bench: Bench, recipe: Recipe, tmp_path: Path, error: Exception, status: str, text: str
 ) -> None:
     bench.broken["openvino fp16"] = error
-    summary = run_pipeline(recipe, tmp_path / "run")
+    if not isinstance(error, MissingExtraError):
+        with pytest.raises(
+            ExportError, match=r"export: expected every artifact, got openvino fp16: .*pass --keep-going"
+        ):
+            run_pipeline(recipe, tmp_path / "run")
+        assert len(bench.exports) == 8
+    summary = run_pipeline(recipe, tmp_path / "run", keep_going=True)
+    assert len(bench.exports) == 8 if isinstance(error, MissingExtraError) else 9
     assert statuses(summary)["openvino fp16"] == status
     assert [s for label, s in statuses(summary).items() if label != "openvino fp16"] == ["built"] * 5
     rows = json.loads((tmp_path / "run/report/report.json").read_text())["rows"]

@@ -1,0 +1,117 @@
+"""Networks that a user brings: factories in a file, published weights in other shapes and under other names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.artifact import load_network, read_tensors, save_network
+from models.errors import CheckpointError, UsageError
+from models.registry import create_model, load_object
+
+OWN = """
+from torch import nn
+from beside import WIDTH
+
+
+class Plain(nn.Module):
+    def __init__(self, width=WIDTH):
+        super().__init__()
+        self.a = nn.Conv2d(3, width, 1)
+        self.b = nn.Conv2d(width, 3, 1)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class Renamed(Plain):
+    def convert_state(self, state):
+        return {name.replace("first", "a").replace("second", "b"): value for name, value in state.items()}
+
+
+def needs(width):
+    return Plain(width)
+
+
+def nothing():
+    return (1, 2)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """Path of a file with factories that imports a file beside it."""
+    (tmp_path / "beside.py").write_text("WIDTH = 4\n", encoding="utf-8")
+    (tmp_path / "own.py").write_text(OWN, encoding="utf-8")
+    return str(tmp_path / "own.py")
+
+
+def test_a_factory_in_a_file_is_imported_once_and_its_artifact_reloads(own: str, tmp_path: Path) -> None:
+    assert load_object(f"{own}:Plain") is load_object(f"{own}:Plain")
+    net = create_model(f"{own}:Plain", task="image")
+    saved = save_network(net, tmp_path / "net.safetensors", model=f"{own}:Plain", task="image")
+    again = load_network(saved.path)
+    image = torch.rand(1, 3, 8, 8)
+    assert torch.equal(again(image), net(image))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name'; fix: make"),
+        ("def f(:\n", "import of .*broken.py: expected a module, got SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_says_why(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "broken.py").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        load_object(f"{tmp_path / 'broken.py'}:f")
+    with pytest.raises(UsageError, match=r"import path: expected a file, got .*none\.py"):
+        load_object(f"{tmp_path / 'none.py'}:f")
+
+
+def test_factories_that_need_arguments_or_return_no_network_are_refused(own: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"expected arguments that it takes: none, got missing a required argument: 'width'"
+    ):
+        create_model(f"{own}:needs", task="image")
+    assert create_model(f"{own}:needs", task="image", width=2).a.out_channels == 2
+    with pytest.raises(UsageError, match=r"expected a torch.nn.Module, got tuple; fix: return the network itself"):
+        create_model(f"{own}:nothing", task="image")
+
+
+def test_a_network_inside_of_a_larger_checkpoint_is_found(own: str, tmp_path: Path) -> None:
+    state = create_model(f"{own}:Plain", task="image").state_dict()
+    whole = {f"generator.{name}": value for name, value in state.items()} | {"critic.a.weight": torch.zeros(1)}
+    torch.save({"model_state_dict": whole, "epoch": 3}, tmp_path / "training.pth")
+    net = create_model(f"{own}:Plain", task="image", weights=tmp_path / "training.pth")
+    assert torch.equal(net.b.weight, state["b.weight"])
+    twice = whole | {f"ema.{name}": value.clone() for name, value in state.items()}
+    save_file(twice, tmp_path / "twice.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected the network once, got it below ema\. and generator\."):
+        create_model(f"{own}:Plain", task="image", weights=tmp_path / "twice.safetensors")
+
+
+def test_weights_under_other_names_are_converted_by_the_network(own: str, tmp_path: Path) -> None:
+    state = create_model(f"{own}:Plain", task="image").state_dict()
+    published = {name.replace("a.", "first.").replace("b.", "second."): value for name, value in state.items()}
+    save_file(published, tmp_path / "published.safetensors")
+    net = create_model(f"{own}:Renamed", task="image", weights=tmp_path / "published.safetensors")
+    assert torch.equal(net.a.weight, state["a.weight"])
+    saved = save_network(net, tmp_path / "own.safetensors", model=f"{own}:Renamed", task="image")
+    assert torch.equal(load_network(saved.path).a.weight, state["a.weight"])
+    with pytest.raises(CheckpointError, match=r"4 missing .* fix: .* a method convert_state\(state\) -> state"):
+        create_model(f"{own}:Plain", task="image", weights=tmp_path / "published.safetensors")
+
+
+def test_a_folder_of_checkpoints_is_one_with_the_file_names_before_the_tensors(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(1)}, tmp_path / "encoder.safetensors")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "decoder.pth")
+    (tmp_path / "LICENSE").write_text("MIT", encoding="utf-8")
+    assert {name: float(value) for name, value in read_tensors(tmp_path).items()} == {"encoder.w": 1, "decoder.w": 0}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: expected a checkpoint \(.safetensors .pth .*\), got none"):
+        read_tensors(tmp_path / "empty")

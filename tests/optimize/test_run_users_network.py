@@ -1,0 +1,93 @@
+"""A user's own network through the whole path: a file with a factory, published weights, no ground truth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.artifact import Artifact, load_network
+from models.registry import load_object
+from optimize.cli import main
+
+pytestmark = pytest.mark.slow
+
+OWN = """
+from torch import nn
+
+
+def restyle():
+    return nn.Sequential(
+        nn.ReflectionPad2d(1), nn.Conv2d(3, 8, 3, 2), nn.InstanceNorm2d(8, affine=True), nn.PReLU(8),
+        nn.Conv2d(8, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.SiLU(),
+        nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 3, 1), nn.Sigmoid(),
+    )
+"""
+RECIPE = """
+stages: [distill, prune, quantize]
+distill:
+  student_kwargs: {reduction: 2, widths: [8, 16], depths: [1, 1]}
+  perceptual_weight: 0
+  fit: {phases: [{size: 32, epochs: 1, batch_size: 4}], repeat: 1}
+prune: {pruning_ratio: 0.3, round_to: 1, fine_tune: false, photos: 2, engines: [torch], iterations: 1}
+quantize: {max_lpips_drop: 10, calibration_samples: 4, sensitivity_photos: 1}
+export: {targets: [onnx], precisions: [fp32, int8], reference_targets: []}
+benchmark: {warmup: 1, iterations: 2, pictures: 1, probes: false}
+gate: {max_lpips_drop: 10, min_gain: 0}
+input_size: [64, 64]
+threads: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, the file of the user's, weights as a training script saves them, a recipe."""
+    folder = tmp_path_factory.mktemp("user")
+    rows, columns = np.mgrid[0:64, 0:64] / 64
+    (folder / "photos").mkdir()
+    for index in range(8):
+        waves = [np.sin(rows * (index + 2) + phase) * np.cos(columns * (9 - index) - phase) for phase in (0, 1, 2)]
+        Image.fromarray((127 + 120 * np.stack(waves, -1)).astype(np.uint8)).save(folder / "photos" / f"{index}.png")
+    (folder / "own.py").write_text(OWN, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    torch.manual_seed(0)
+    net = load_object(f"{folder / 'own.py'}:restyle")()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, folder / "net.pth")
+    return folder
+
+
+@pytest.mark.parametrize("student", ["image_unet", "teacher"])
+def test_the_teacher_is_the_truth_from_distillation_to_report(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], student: str
+) -> None:
+    pytest.importorskip("onnxruntime")
+    argv = (
+        f"run --config {folder / 'recipe.yaml'} --teacher {folder / 'own.py'}:restyle --weights {folder / 'net.pth'} "
+    )
+    argv += f"--task image --student {student} --data {folder / 'photos'} -o {tmp_path / 'run'} -q --json"
+    extra = ["--set", "distill.narrow=0.5"] if student == "teacher" else []
+    assert main([*argv.split(), *extra]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert [stage["accepted"] for stage in summary["stages"]] == [True] * 3
+    assert {row["status"] for row in summary["artifacts"]} == {"built"}
+    rows = json.loads((tmp_path / "run/report/report.json").read_text())["rows"]
+    by_target = {(row["target"], row["stage"], row["precision"]): row for row in rows}
+    teacher, int8 = by_target["torch", "teacher", "fp32"], by_target["onnx", "quantize", "int8"]
+    assert (teacher["lpips"], teacher["lpips_vs_teacher"]) == (None, pytest.approx(0, abs=1e-5))
+    assert int8["lpips"] is None
+    assert int8["lpips_vs_teacher"] > 0.01
+    assert int8["psnr_db"] < 60
+    assert "no ground truth" in int8["reason"]
+    distilled = Artifact.load(summary["stages"][0]["artifact"])
+    assert distilled.model == ("image_unet" if student == "image_unet" else f"{folder / 'own.py'}:restyle")
+    whole = sum(p.numel() for p in load_network(tmp_path / "run/stages/00-teacher/teacher.safetensors").parameters())
+    small = sum(p.numel() for p in load_network(summary["stages"][1]["artifact"]).parameters())
+    if student == "teacher":
+        assert small < 0.7 * whole
+    scores = json.loads((tmp_path / "run/stages/00-teacher/scores.json").read_text())["scores"]
+    assert scores["lpips_to"] == "teacher"
+    assert scores["psnr_db"] is None
