@@ -27,11 +27,13 @@ from export.contract import Contract, contract_in
 from export.files import companions, replacing
 from export.golden import expected_of, feeds_of, photo_size, sample_photo
 from export.parity import compare, open_any
+from export.receptive_field import describe, field_of, overlap_for
 from export.registry import get_target
+from export.tiling import choose_tiling
 from models.artifact import Artifact, installed_versions, sidecar_of, size_of, write_json
 from models.errors import CheckpointError, PareError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
-from models.registry import get_task
+from models.registry import get_spec, get_task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,12 +105,17 @@ def write_bundle(
         (folder / "golden").mkdir()
         for name, item in golden.items():
             _write_golden(folder / "golden", name, item, reference.task)
+        field, size = field_of(reference), get_spec(reference.model, task=reference.task).size
         rows = []
         for artifact in artifacts:
             moved = _copy(artifact, folder / "artifacts")
             name = _golden_name(contract_in(artifact))
             check = _check(moved, golden[name].feeds, golden[name].expected)
-            rows.append(_row(artifact, name, check, (scores or {}).get(artifact.path.name, {})))
+            contract = contract_in(artifact)
+            fixed = None if contract.dynamic else contract.input_size
+            tiling = describe(field, choose_tiling(size, tile=fixed, overlap=overlap_for(field)))
+            row = _row(artifact, name, check, (scores or {}).get(artifact.path.name, {}))
+            rows.append({**row, "tiling": tiling})
             bar.advance(1, artifact=artifact.path.name)
         _write_texts(folder, rows, golden, reference)
     return output

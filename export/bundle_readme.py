@@ -20,6 +20,9 @@ _AFTER = {
     "cielab-ab/255": """\
 ab = y[0].transpose(1, 2, 0) * 255                          # H x W x 2
 result = color.lab2rgb(np.concatenate([lab[..., :1], ab], axis=-1))""",
+    "overlay-soft-light": """\
+b = y[0].transpose(1, 2, 0).clip(0, 1)                      # H x W x 1, 0.5 changes nothing; Soft Light:
+result = rgb + (2 * b - 1) * np.where(b > 0.5, np.sqrt(rgb) - rgb, rgb - rgb * rgb)""",
     "srgb": "result = y[0].transpose(1, 2, 0).clip(0, 1)                  # H x W x 3",
 }
 _UNKNOWN_BEFORE = "x = prepare(rgb)    # see the contract above: 1 x C x H x W, float32"
@@ -93,6 +96,7 @@ def readme(manifest: Mapping[str, Any], contracts: Mapping[str, Contract], *, ti
         files = [PurePosixPath(row["file"]).name for row in manifest["artifacts"] if _golden(row) == name]
         heading = f"`{'`, `'.join(files)}`:\n\n" if len(contracts) > 1 else ""
         parts.append(heading + "".join(f"- {line}\n" for line in contract.words()))
+    parts.append(_tiles(manifest["artifacts"]))
     parts.append(_CHECKS)
     for target, section in _SECTIONS.items():
         rows = [row for row in manifest["artifacts"] if row["target"] == target]
@@ -101,6 +105,14 @@ def readme(manifest: Mapping[str, Any], contracts: Mapping[str, Contract], *, ti
     return "\n".join(parts)
 
 
+_TILES = """
+## Photos of any size
+
+Cut the photo into tiles that overlap, and blend the answers with weights that sum to one: where two tiles share pixels,
+one fades out by cos^2 as the other fades in by sin^2; nothing fades at the border of the photo.
+`python -m export tile ARTIFACT PHOTO -o OUT` does it; `export/tiling.py` is numpy alone.
+
+"""
 _CHECKS = """
 ## Check on load
 
@@ -112,6 +124,22 @@ channel or a value that is normalized twice fails it.
     python check.py                       # needs numpy and the runtime of the artifact
     python -m export verify .             # where Pare is installed
 """
+
+
+def _tiles(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the section about photos of other sizes; empty where the manifest says nothing of tiles."""
+    lines = []
+    for row in rows:
+        tiling = row.get("tiling")
+        if tiling is None:
+            continue
+        height, width = tiling["tile"]
+        field = tiling["receptive_field"]
+        seen = "" if field is None else f"; a pixel depends on {field['effective']} pixels to each side (99%)"
+        note = f" Note: {tiling['note']}." if tiling["note"] else ""
+        name = PurePosixPath(row["file"]).name
+        lines.append(f"- `{name}`: tiles of {height} x {width}, overlap {tiling['overlap']}{seen}.{note}")
+    return _TILES + "\n".join(lines) + "\n" if lines else ""
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

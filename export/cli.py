@@ -187,12 +187,17 @@ def bundle_command(
 
 
 def _photo(path: Path) -> Any:
-    from models.errors import DataError
-    from models.photo_decode import Rejected, decode
     from models.photos import to_batch
 
+    return to_batch([_decoded(path)])
+
+
+def _decoded(path: Path) -> Any:
+    from models.errors import DataError
+    from models.photo_decode import Rejected, decode
+
     try:
-        return to_batch([decode(path)])
+        return decode(path)
     except (Rejected, OSError) as error:
         fix = "pass a colour photo: JPEG, PNG or another common format"
         raise DataError(explain(f"{path}", expected="a photo", got=error, fix=fix)) from error
@@ -223,6 +228,57 @@ def verify_command(
     (made,) = exported_artifacts([path])
     origin = Artifact.load(reference) if reference else reference_of([made], [path.parent])
     _report(origin, made, device=device, threads=threads, check=True, as_json=as_json)
+
+
+@app.command("tile")
+def tile_command(
+    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="A .safetensors, or an exported artifact.")],
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photo of any size.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Picture to write: .png, .jpg, .tif, .webp.")],
+    map_output: Annotated[
+        Path | None, typer.Option("--map", help="Write the network's one-channel output too, as a grey picture.")
+    ] = None,
+    tile: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="H W", help="Size of a tile. Default: the artifact's, else 512 512.", show_default=False),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(help="Pixels that neighbours share. Default: from the receptive field, 64 at least.", min=0),
+    ] = None,
+    control: Annotated[
+        list[str] | None, typer.Option("--control", metavar="NAME=VALUE", help="A run-time control; again for more.")
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run an artifact over a photo of any size, in overlapping tiles, and write the rendered picture."""
+    from export.tile_photo import tile_photo, write_map, write_picture
+
+    rgb = _decoded(photo)
+    controls = {name: _number(name, value) for name, value in _options(control or ()).items()}
+    progress = make_progress(quiet=quiet or as_json)
+    options: dict[str, Any] = {"tile": tile, "overlap": overlap, "device": device, "threads": threads}
+    made = tile_photo(artifact, rgb, controls=controls, progress=progress, **options)
+    write_picture(made.picture, output)
+    if map_output is not None:
+        write_map(made.output, map_output)
+    content = {**made.tiling.to_json(), "path": str(output), "tiles": made.tiles, "runtime": made.runtime}
+    if as_json:
+        print_json(content)
+    else:
+        height, width = made.tiling.tile
+        print(f"{output}  {made.tiles} tiles of {height}x{width}, overlap {made.tiling.overlap}, by {made.runtime}")
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        fix = f"write --control {name}=0.5"
+        raise UsageError(explain(f"control {name}", expected="a number", got=repr(value), fix=fix)) from None
 
 
 def _show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
