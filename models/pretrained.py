@@ -58,12 +58,15 @@ def load_encoder(net: nn.Module, source: str | Path) -> None:
 
 def _fill(encoder: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    state = {key: value for key, value in state.items() if not key.startswith(_HEAD)}
+    heads = getattr(encoder, "classifier", None)
+    state = {key: value for key, value in state.items() if not key.startswith(heads or _HEAD)}
     own = encoder.state_dict()
     missing = [key for key in own if key not in state and not key.endswith(_COUNTER)]
     unknown = [key for key in state if key not in own]
     other = [key for key in own if key in state and own[key].shape != state[key].shape]
     fix = "pass a ResNet18 checkpoint with torchvision's names"
+    if heads:
+        fix = "pass a checkpoint with the published names of this encoder"
     if missing or unknown:
         got = f"{len(missing)} missing (first: {missing[:3]}), {len(unknown)} unknown (first: {unknown[:3]})"
         raise CheckpointError(explain(f"{source}", expected="the tensors of the encoder", got=got, fix=fix))
