@@ -107,12 +107,17 @@ def _constant_name(node: Any) -> str:
 
 
 def _plain_products(model: Any) -> list[str]:
-    """Return the friendly names of the matrix products without a trained weight: they resize or attend."""
+    """Return the friendly names of the matrix products without a trained weight: they resize or attend.
+
+    The converter joins two products and the softmax between them to one operation. With quantizers at its inputs the
+    processor plugin of OpenVINO 2026.4 does not refuse it but crashes.
+    """
 
     def has_weight(operation: Any) -> bool:
         return any(_constant_name(value.get_node()).endswith(_WEIGHT) for value in operation.input_values())
 
-    products = [operation for operation in model.get_ops() if operation.get_type_name() == "MatMul"]
+    kinds = ("MatMul", "ScaledDotProductAttention")
+    products = [operation for operation in model.get_ops() if operation.get_type_name() in kinds]
     return [operation.get_friendly_name() for operation in products if not has_weight(operation)]
 
 

@@ -54,8 +54,7 @@ def lower_qdq(
     layers = set(nodes.values())
     excluded += [node.name for node in model.graph.node if node.op_type in _PRODUCTS and node.name not in layers]
     excluded += _beside_the_image(model)
-    if dialect == "tensorrt":
-        excluded += _with_constant(model)
+    excluded += _with_constant(model)
     onnx_module = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
     calibrate = require("onnxruntime.quantization.calibrate", "onnx")
@@ -137,7 +136,10 @@ def _beside_the_image(model: onnx.ModelProto) -> list[str]:
 
 
 def _with_constant(model: onnx.ModelProto) -> list[str]:
-    """Return the additions of a constant, which TensorRT's builder refuses in INT8."""
+    """Return the additions of a constant: biases behind a product, shifts and epsilons of norms.
+
+    TensorRT's builder refuses them in INT8, and rounding an epsilon to 8 bits leaves a division by zero.
+    """
     constants = {item.name for item in model.graph.initializer}
     return [node.name for node in model.graph.node if node.op_type == "Add" and not constants.isdisjoint(node.input)]
 

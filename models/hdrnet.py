@@ -2,9 +2,10 @@
 
 Each full-resolution pixel takes its transform from the grid at its place and at the height that a learned grey *guide*
 gives, interpolated linearly in all three directions. Scopes of google/hdrnet (``hdrnet/models.py``, ``HDRNetCurves``)
-give the names: ``coefficients.splat.conv1``, ``coefficients.global.fc1``, ``coefficients.local.conv2``,
-``coefficients.prediction.conv1``, ``guide.ccm``, ``guide.shifts``, ``guide.channel_mixing``; its weights (TensorFlow,
-HWIO) load transposed. Strided convolutions pad at the right and bottom, as TensorFlow's do.
+give the names: ``coefficients.splat.conv1``, ``coefficients.global_.fc1`` (the scope is a Python keyword),
+``coefficients.local.conv2``, ``coefficients.prediction.conv1``, ``guide.ccm``, ``guide.shifts``,
+``guide.channel_mixing``; its weights (TensorFlow, HWIO) load transposed. Strided convolutions pad at the right and
+bottom, as TensorFlow's do.
 
 **Slicing without gathers.** Linear interpolation is a product with a hat function. So the grid is brought to full size
 by two matrix products (rows and columns of hat weights, constants of a fixed size) and the depth is summed with the
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.errors import ConfigError, explain
+from models.layers import sizes
 from models.outputs import Form, bounded_map, check_form, neutral
 
 _POINTS = 16
@@ -55,8 +57,8 @@ def slice_grid(grid: Tensor, guide: Tensor) -> Tensor:
     Returns:
         (N, C, H, W).
     """
-    n, channels, depth, h, w = grid.shape
-    height, width = _sides(guide)
+    n, channels, depth, h, w = sizes(grid)
+    _, _, height, width = sizes(guide)
     flat = grid.reshape(n, channels * depth, h, w)
     columns = torch.matmul(flat, hat_weights(w, width, guide).transpose(0, 1))
     full = torch.matmul(hat_weights(h, height, guide), columns)
@@ -64,12 +66,6 @@ def slice_grid(grid: Tensor, guide: Tensor) -> Tensor:
     place = (guide * depth).clamp(0.5, depth - 0.5)
     weights = (1 - (place - centres).abs()).clamp_min(0)
     return (full.reshape(n, channels, depth, height, width) * weights[:, None]).sum(dim=2)
-
-
-def _sides(x: Tensor) -> tuple[int, int]:
-    """Height and width of (N, C, H, W); plain numbers while ``torch.jit`` traces, so that the weights fold."""
-    h, w = x.shape[2], x.shape[3]
-    return (int(h), int(w)) if torch.jit.is_tracing() else (h, w)  # type: ignore[attr-defined]
 
 
 class SameConv(nn.Conv2d):
@@ -93,16 +89,15 @@ class Coefficients(nn.Module):
         self.depth = depth
         base, made = multiplier * depth, in_channels
         self.splat, self.local, self.prediction = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        whole = nn.ModuleDict()
+        self.global_ = nn.ModuleDict()
         for level in range(int(math.log2(low // cells))):
             self.splat[f"conv{level + 1}"] = SameConv(made, base * 2**level, stride=2)
             made = base * 2**level
-        whole["conv1"] = SameConv(made, 8 * base, stride=2)
-        whole["conv2"] = SameConv(8 * base, 8 * base, stride=2)
-        whole["fc1"] = nn.Linear((cells // 4) ** 2 * 8 * base, 32 * base)
-        whole["fc2"] = nn.Linear(32 * base, 16 * base)
-        whole["fc3"] = nn.Linear(16 * base, 8 * base)
-        self.add_module("global", whole)
+        self.global_["conv1"] = SameConv(made, 8 * base, stride=2)
+        self.global_["conv2"] = SameConv(8 * base, 8 * base, stride=2)
+        self.global_["fc1"] = nn.Linear((cells // 4) ** 2 * 8 * base, 32 * base)
+        self.global_["fc2"] = nn.Linear(32 * base, 16 * base)
+        self.global_["fc3"] = nn.Linear(16 * base, 8 * base)
         self.local["conv1"] = SameConv(made, 8 * base)
         self.local["conv2"] = SameConv(8 * base, 8 * base, bias=False)
         self.prediction["conv1"] = nn.Conv2d(8 * base, depth * out_channels * (in_channels + 1), 1)
@@ -111,15 +106,15 @@ class Coefficients(nn.Module):
         """(N, C, low, low) -> (N, transforms, depth, cells, cells)."""
         for conv in self.splat.values():
             x = functional.relu(conv(x))
-        layers = self.get_submodule("global")
-        assert isinstance(layers, nn.ModuleDict)
+        layers = self.global_
         whole = functional.relu(layers["conv2"](functional.relu(layers["conv1"](x))))
         whole = whole.permute(0, 2, 3, 1).flatten(1)  # the order in which TensorFlow flattens
         whole = functional.relu(layers["fc2"](functional.relu(layers["fc1"](whole))))
         whole = layers["fc3"](whole)
         local = self.local["conv2"](functional.relu(self.local["conv1"](x)))
         grid = self.prediction["conv1"](functional.relu(local + whole[:, :, None, None]))
-        return grid.reshape(grid.shape[0], -1, self.depth, grid.shape[2], grid.shape[3])
+        n, made, rows, columns = sizes(grid)
+        return grid.reshape(n, made // self.depth, self.depth, rows, columns)
 
 
 class Guide(nn.Module):
@@ -135,7 +130,8 @@ class Guide(nn.Module):
         self.slopes = nn.Parameter(slopes)
         self.channel_mixing = nn.Conv2d(channels, 1, 1)
         nn.init.constant_(self.channel_mixing.weight, 1 / channels)
-        nn.init.zeros_(self.channel_mixing.bias)
+        if self.channel_mixing.bias is not None:
+            nn.init.zeros_(self.channel_mixing.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, 1, H, W)."""
@@ -191,7 +187,7 @@ class HDRNet(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
-        height, width = _sides(input)
+        _, _, height, width = sizes(input)
         rows, columns = area_weights(height, self.low, input), area_weights(width, self.low, input)
         small = torch.matmul(torch.matmul(rows, input), columns.transpose(0, 1))
         sliced = slice_grid(self.coefficients(small), self.guide(input))
@@ -212,6 +208,4 @@ def hdrnet(
     form: Form = "image",
 ) -> HDRNet:
     """Build HDRNet with curves as the guide, as published, with random weights."""
-    return HDRNet(
-        in_channels, out_channels, low=low, cells=cells, depth=depth, multiplier=multiplier, form=form
-    )
+    return HDRNet(in_channels, out_channels, low=low, cells=cells, depth=depth, multiplier=multiplier, form=form)

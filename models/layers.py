@@ -73,6 +73,11 @@ def _triangle(size: int, scale: int, like: Tensor) -> Tensor:
     return (1 - (fine[:, None] - coarse[None, :]).abs()).clamp_min(0)
 
 
+def sizes(x: Tensor) -> tuple[int, ...]:
+    """Return the sizes of ``x``; plain numbers while ``torch.jit`` traces, so that what is computed of them folds."""
+    return tuple(int(side) for side in x.shape) if torch.jit.is_tracing() else tuple(x.shape)  # type: ignore[attr-defined]
+
+
 def icnr_(weight: Tensor, scale: int) -> None:
     """Fill a weight (out * scale^2, in, kh, kw) in place so that pixel shuffle starts as nearest upsampling.
 

@@ -1,8 +1,8 @@
 """What comes out of a restoration network: a picture, as published, or a bounded map around one half.
 
 A *map* network has the published architecture with a narrower last layer, which starts at zero, no skip from input to
-output, and ``0.5 + tanh(x) / 2`` behind it: exactly 0.5, the neutral value of Soft Light, before training, and inside of
-[0, 1] after it.
+output, and ``0.5 + tanh(x) / 2`` behind it: exactly 0.5, the neutral value of Soft Light, before training, and inside
+of [0, 1] after it.
 """
 
 from __future__ import annotations

@@ -56,8 +56,25 @@ _OVERLAY_STUDENT_ROWS = (
         source="Pare; Perez et al. 2018 (FiLM)",
     ),
 )
-_MODEL_ROWS = (
-    *_OVERLAY_STUDENT_ROWS,
+
+
+def _overlay(name: str, factory: str, *, multiple_of: int, feature: str, source: str) -> ModelSpec:
+    """Return the row of a network of ``models.outputs``, one map out; its factory alone builds the published one."""
+    return ModelSpec(
+        name=name,
+        task="overlay",
+        factory=factory,
+        defaults={"out_channels": 1, "form": "map"},
+        inputs=(_PHOTO,),
+        outputs=(_OVERLAY,),
+        size=SizeRequirements(minimum=max(multiple_of, 16), multiple_of=multiple_of),
+        student="overlay_unet",
+        feature=feature,
+        source=source,
+    )
+
+
+_COLORIZE_ROWS = (
     ModelSpec(
         name="resnet18_unet",
         task="colorize",
@@ -93,6 +110,17 @@ _MODEL_ROWS = (
         feature="bottleneck",
         source="Pare",
     ),
+    ModelSpec(
+        name="unet",
+        task="colorize",
+        factory="models.unet:unet",
+        inputs=(_L,),
+        outputs=(_AB,),
+        size=SizeRequirements(minimum=8, multiple_of=8),
+        student="chroma_unet",
+        feature="down3",
+        source="Ronneberger et al. 2015; milesial/Pytorch-UNet",
+    ),
 )
 _RAW = TensorSpec("input", ("N", 4, "H", "W"), value_range=(0.0, 1.0), color_space="bayer-rgbg")
 _DOUBLE = TensorSpec("output", ("N", 3, "2H", "2W"), value_range=(0.0, 1.0))
@@ -112,6 +140,65 @@ _LOW_LIGHT_ROWS = (
     _SID,
     replace(_SID, name="sid_unet_8", defaults={"width": 8, "deepest": 256}, role="student", student=None),
 )
+_OVERLAY_ROWS = (
+    _overlay(
+        "nafnet_w32",
+        "models.nafnet:nafnet_w32",
+        multiple_of=16,
+        feature="middle_blks",
+        source="Chen et al. 2022; megvii-research/NAFNet",
+    ),
+    _overlay(
+        "unet_convnext",
+        "models.unet_convnext:unet_convnext",
+        multiple_of=32,
+        feature="encoder.stages.3",
+        source="Woo et al. 2023; facebookresearch/ConvNeXt-V2",
+    ),
+    _overlay(
+        "unet_efficientnet_b4",
+        "models.unet_efficientnet:unet_efficientnet_b4",
+        multiple_of=32,
+        feature="encoder.features.7",
+        source="Tan and Le 2019; torchvision",
+    ),
+    _overlay(
+        "restormer_lite",
+        "models.restormer:restormer_lite",
+        multiple_of=8,
+        feature="latent",
+        source="Zamir et al. 2022; swz30/Restormer",
+    ),
+    _overlay(
+        "hdrnet",
+        "models.hdrnet:hdrnet",
+        multiple_of=1,
+        feature="coefficients.prediction.conv1",
+        source="Gharbi et al. 2017; google/hdrnet",
+    ),
+    _overlay(
+        "scunet",
+        "models.scunet:scunet",
+        multiple_of=64,
+        feature="m_body",
+        source="Zhang et al. 2023; cszn/SCUNet",
+    ),
+    _overlay(
+        "swinir",
+        "models.swinir:swinir",
+        multiple_of=8,
+        feature="conv_after_body",
+        source="Liang et al. 2021; JingyunLiang/SwinIR",
+    ),
+    _overlay(
+        "pix2pix",
+        "models.pix2pix:pix2pix",
+        multiple_of=256,
+        feature="model.model.1",
+        source="Isola et al. 2017; junyanz/pytorch-CycleGAN-and-pix2pix",
+    ),
+)
+_MODEL_ROWS = (*_COLORIZE_ROWS, *_OVERLAY_ROWS, *_OVERLAY_STUDENT_ROWS, *_LOW_LIGHT_ROWS)
 _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
     ("image", "models.tasks.image:Image"),
@@ -131,7 +218,7 @@ def _table(rows: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     return table
 
 
-MODELS: Mapping[str, ModelSpec] = _table(tuple((row.name, row) for row in (*_MODEL_ROWS, *_LOW_LIGHT_ROWS)))
+MODELS: Mapping[str, ModelSpec] = _table(tuple((row.name, row) for row in _MODEL_ROWS))
 TASKS: Mapping[str, str] = _table(_TASK_ROWS)
 
 

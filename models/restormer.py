@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.layers import sizes
 from models.norms import BiasFreeNorm2d, LayerNorm2d
 from models.outputs import Form, bounded_map, check_form, neutral
 
@@ -66,13 +67,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
-        n, _, h, w = x.shape
+        n, _, h, w = sizes(x)
         parts = self.qkv_dwconv(self.qkv(x)).chunk(3, dim=1)
-        q, k, v = (part.reshape(n, self.heads, part.shape[1] // self.heads, h * w) for part in parts)
+        q, k, v = (part.reshape(n, self.heads, sizes(part)[1] // self.heads, h * w) for part in parts)
         q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
         weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * self.temperature, dim=-1)
         mixed = torch.matmul(weights, v)
-        return self.project_out(mixed.reshape(n, mixed.shape[1] * mixed.shape[2], h, w))
+        return self.project_out(mixed.reshape(n, sizes(mixed)[1] * sizes(mixed)[2], h, w))
 
 
 class TransformerBlock(nn.Module):
@@ -156,9 +157,7 @@ class Restormer(nn.Module):
 
         def stage(level: int, count: int, at: int) -> nn.Sequential:
             channels = width * 2**level
-            return nn.Sequential(
-                *[TransformerBlock(channels, heads[at], expansion, bias, norm) for _ in range(count)]
-            )
+            return nn.Sequential(*[TransformerBlock(channels, heads[at], expansion, bias, norm) for _ in range(count)])
 
         self.patch_embed = PatchEmbed(in_channels, width, bias)
         self.encoder_level1 = stage(0, blocks[0], 0)

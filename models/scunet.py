@@ -18,12 +18,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.layers import sizes
 from models.outputs import Form, bounded_map, check_form, neutral
-from models.windows import attend, merge, partition, relative_places, roll, shift_mask, sides, split_heads
+from models.windows import attend, merge, partition, relative_places, roll, shift_mask, split_heads
 
 
 class WindowAttention(nn.Module):
     """Attention in windows, shifted by half a window or not: (N, H, W, C) -> (N, H, W, C)."""
+
+    places: Tensor
 
     def __init__(self, channels: int, head_channels: int, window: int, *, shifted: bool) -> None:
         super().__init__()
@@ -37,10 +40,12 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        height, width = sides(x)
+        _, height, width, _ = sizes(x)
         if self.shift:
             x = roll(x, -self.shift)
-        q, k, v = (split_heads(part, self.heads) for part in self.embedding_layer(partition(x, self.window)).chunk(3, -1))
+        q, k, v = (
+            split_heads(part, self.heads) for part in self.embedding_layer(partition(x, self.window)).chunk(3, -1)
+        )
         pixels = self.window * self.window
         bias = self.relative_position_params.flatten(1)[:, self.places].reshape(-1, pixels, pixels)
         mask = shift_mask(height, width, self.window, self.shift, x) if self.shift else None

@@ -11,14 +11,16 @@ Source: Liang et al. 2021, "SwinIR: Image Restoration Using Swin Transformer".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from models.layers import sizes
 from models.outputs import Form, bounded_map, check_form, neutral
-from models.windows import attend, merge, partition, relative_places, roll, shift_mask, sides, split_heads
+from models.windows import attend, merge, partition, relative_places, roll, shift_mask, split_heads
 
+_DERIVED = ("attn_mask", "relative_position_index")
 _MEAN = (0.4488, 0.4371, 0.4040)
 
 
@@ -38,7 +40,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(windows, pixels, C) and the mask of ``models.windows.shift_mask`` -> (windows, pixels, C)."""
-        pixels = x.shape[1]
+        pixels = sizes(x)[1]
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         bias = self.relative_position_bias_table[self.places].reshape(pixels, pixels, -1).permute(2, 0, 1)
         y: Tensor = self.proj(attend(q, k, v, bias, mask, scale=self.scale))
@@ -71,7 +73,7 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H, W, C)."""
-        height, width = sides(x)
+        _, height, width, _ = sizes(x)
         y = self.norm1(x)
         if self.shift:
             y = roll(y, -self.shift)
@@ -136,8 +138,6 @@ class SwinIR(nn.Module):
         form: ``image``: the input is added to the output, as published; ``map``: see ``models.outputs``.
     """
 
-    #: Endings of stored tensors that follow from the sizes; ``models.artifact.load_weights`` leaves them out.
-    derived_tensors = ("attn_mask", "relative_position_index")
     mean: Tensor
 
     def __init__(
@@ -162,14 +162,17 @@ class SwinIR(nn.Module):
         self.layers = nn.ModuleList()
         for depth, count in zip(depths, heads, strict=True):
             blocks = [
-                SwinBlock(width, count, window, shifted=i % 2 == 1, hidden=int(width * mlp_ratio))
-                for i in range(depth)
+                SwinBlock(width, count, window, shifted=i % 2 == 1, hidden=int(width * mlp_ratio)) for i in range(depth)
             ]
             self.layers.append(SwinLayer(width, blocks))
         self.norm = nn.LayerNorm(width)
         self.conv_after_body = nn.Conv2d(width, width, 3, 1, 1)
         self.conv_last = nn.Conv2d(width, out_channels, 3, 1, 1)
         neutral(form, self.conv_last)
+
+    def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Leave out of published weights what follows from the sizes; ``models.artifact.load_weights`` calls it."""
+        return {name: value for name, value in state.items() if not name.endswith(_DERIVED)}
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""

@@ -126,8 +126,6 @@ class UNet(nn.Module):
         return bounded_map(x) if self.form == "map" else x
 
 
-def unet(
-    in_channels: int = 1, out_channels: int = 2, width: int = 64, levels: int = 3, form: Form = "image"
-) -> UNet:
+def unet(in_channels: int = 1, out_channels: int = 2, width: int = 64, levels: int = 3, form: Form = "image") -> UNet:
     """Build the baseline of colorization with random weights."""
     return UNet(in_channels, out_channels, width=width, levels=levels, form=form)

@@ -14,6 +14,7 @@ Source: Woo et al. 2023, "ConvNeXt V2"; Liu et al. 2022, "A ConvNet for the 2020
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class ConvNeXtEncoder(nn.Module):
         super().__init__()
         stem = nn.Sequential(nn.Conv2d(3, channels[0], 4, 4), LayerNorm2d(channels[0]))
         self.downsample_layers = nn.ModuleList([stem])
-        for fine, coarse in zip(channels[:-1], channels[1:], strict=True):
+        for fine, coarse in pairwise(channels):
             self.downsample_layers.append(nn.Sequential(LayerNorm2d(fine), nn.Conv2d(fine, coarse, 2, 2)))
         self.stages = nn.ModuleList(
             nn.Sequential(*[ConvNeXtBlock(width) for _ in range(depth)])

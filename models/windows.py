@@ -8,26 +8,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.layers import sizes
+
 MASKED = -100.0
-
-
-def sides(x: Tensor) -> tuple[int, int]:
-    """Return the height and width of (N, H, W, C); plain numbers while ``torch.jit`` traces, so that masks fold."""
-    h, w = x.shape[1], x.shape[2]
-    return (int(h), int(w)) if torch.jit.is_tracing() else (h, w)  # type: ignore[attr-defined]
 
 
 def partition(x: Tensor, window: int) -> Tensor:
     """(N, H, W, C) -> (N * H * W / window^2, window^2, C), windows in reading order."""
-    n, c = x.shape[0], x.shape[3]
-    h, w = sides(x)
+    n, h, w, c = sizes(x)
     rows = x.reshape(n * (h // window), window, w // window, window * c)
     return rows.permute(0, 2, 1, 3).reshape(n * (h // window) * (w // window), window * window, c)
 
 
 def merge(windows: Tensor, window: int, height: int, width: int) -> Tensor:
     """Undo ``partition``: (N * H * W / window^2, window^2, C) -> (N, H, W, C)."""
-    c = windows.shape[2]
+    c = sizes(windows)[2]
     rows = windows.reshape(-1, width // window, window, window * c).permute(0, 2, 1, 3)
     return rows.reshape(-1, height, width, c)
 
@@ -35,7 +30,7 @@ def merge(windows: Tensor, window: int, height: int, width: int) -> Tensor:
 def roll(x: Tensor, shift: int) -> Tensor:
     """Move (N, H, W, C) cyclically by ``shift`` pixels along both sides (slices and concatenations)."""
     for dim in (1, 2):
-        size = x.shape[dim]
+        size = sizes(x)[dim]
         cut = -shift if shift < 0 else size - shift
         x = torch.cat([x.narrow(dim, cut, size - cut), x.narrow(dim, 0, cut)], dim=dim)
     return x
@@ -83,13 +78,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, *
     """
     scores = torch.matmul(q * scale, k.transpose(-2, -1)) + bias
     if mask is not None:
-        count, heads, pixels = mask.shape[0], scores.shape[1], scores.shape[2]
+        count, (_, heads, pixels, _) = sizes(mask)[0], sizes(scores)
         scores = scores.reshape(-1, count, heads, pixels, pixels) + mask
         scores = scores.reshape(-1, heads, pixels, pixels)
     mixed = torch.matmul(torch.softmax(scores, dim=-1), v).transpose(1, 2)
-    return mixed.reshape(mixed.shape[0], mixed.shape[1], mixed.shape[2] * mixed.shape[3])
+    windows, pixels, heads, channels = sizes(mixed)
+    return mixed.reshape(windows, pixels, heads * channels)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(windows, pixels, heads * c) -> (windows, heads, pixels, c)."""
-    return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
+    windows, pixels, channels = sizes(x)
+    return x.reshape(windows, pixels, heads, channels // heads).transpose(1, 2)

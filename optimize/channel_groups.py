@@ -87,10 +87,11 @@ def map_channels(net: nn.Module, inputs: Sequence[Tensor], *, ignore: Sequence[s
         got = str(error).strip().splitlines()[0]
         raise UnsupportedError(explain("tracing for pruning", expected="a forward pass", got=got, fix=fix)) from error
     groups, kept = _groups(tracer, ignore)
-    broken = verify(net, groups, inputs)
+    awake = _awake(net)
+    broken = verify(awake, groups, inputs)
     if broken and _tie_by_size(tracer, [group for group in groups if group.name in broken]):
         tied, kept_then = _groups(tracer, ignore)
-        broken_then = verify(net, tied, inputs)
+        broken_then = verify(awake, tied, inputs)
         if len(broken_then) < len(broken):
             groups, broken, kept = tied, broken_then, {**kept, **kept_then}
     for group in groups:
@@ -242,6 +243,23 @@ def mask_channels(net: nn.Module, removal: Removal) -> nn.Module:
     with torch.no_grad():
         for (name, dim), indices in removed_indices(removal).items():
             state[name].index_fill_(dim, torch.from_numpy(indices).to(state[name].device), 0.0)
+    return result
+
+
+def _awake(net: nn.Module) -> nn.Module:
+    """Return ``net``, or a copy with seeded small numbers in parameters that are all zero: they would hide mistakes.
+
+    Heads and gates start at zero in many networks, and whatever comes before them then changes nothing.
+    """
+    asleep = [name for name, value in net.named_parameters() if value.is_floating_point() and not value.any()]
+    if not asleep:
+        return net
+    result = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(0)
+    parameters = dict(result.named_parameters())
+    with torch.no_grad():
+        for name in asleep:
+            parameters[name].copy_(torch.empty(parameters[name].shape).normal_(0, 0.1, generator=generator))
     return result
 
 

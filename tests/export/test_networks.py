@@ -1,0 +1,117 @@
+"""Every network of the registry through the targets; with PARE_EVERY_EXPORT=1 in every target and precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from export.parity import check_parity
+from export.registry import TARGETS, get_target, list_targets
+from models.artifact import Artifact
+from models.registry import get_spec
+from models.spec import Precision
+
+Maker = Callable[[str], tuple[nn.Module, tuple[int, int]]]
+NETWORKS = [
+    "unet",
+    "nafnet_w32",
+    "unet_convnext",
+    "unet_efficientnet_b4",
+    "restormer_lite",
+    "hdrnet",
+    "scunet",
+    "swinir",
+    "pix2pix",
+]
+_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
+
+
+def cases() -> list[tuple[str, str, Precision]]:
+    """Return all combinations, or Core ML and one other target of each network, the precisions in turn."""
+    targets = list_targets()
+    every = [
+        (name, target, precision)
+        for name in NETWORKS
+        for target in targets
+        for precision in _PRECISIONS
+        if precision in TARGETS[target].precisions
+    ]
+    if os.environ.get("PARE_EVERY_EXPORT"):
+        return every
+    others = [target for target in targets if target != "coreml"]
+    chosen = []
+    for place, name in enumerate(NETWORKS):
+        chosen.append((name, "coreml", _PRECISIONS[place % 3]))
+        chosen.append((name, others[(place + place // 3) % 3], _PRECISIONS[(place + 2) % 3]))
+    return chosen
+
+
+def small_calibration(artifact: Artifact, size: tuple[int, int], folder: Path) -> Artifact:
+    """Save ``artifact`` with a calibration record of two smooth random photos."""
+    import torch
+
+    from export.golden import random_photo
+    from export.quantization import Quantization
+    from models.artifact import load_network, save_network, save_tensors, sha256_of
+    from models.registry import get_task
+
+    photos = torch.cat([random_photo(size, seed=seed) for seed in range(2)])
+    path = folder / "calibration.safetensors"
+    save_tensors({"input": get_task(artifact.task).prepare(photos)[0]}, path)
+    record = Quantization(calibration=path, samples=2, sha256=sha256_of(path))
+    return save_network(
+        load_network(artifact),
+        folder / "quantized.safetensors",
+        model=artifact.model,
+        task=artifact.task,
+        precision=Precision.INT8,
+        parent=artifact,
+        model_kwargs=artifact.model_kwargs,
+        metadata={"quantization": record.to_json(folder)},
+    )
+
+
+@pytest.mark.parametrize(("name", "target", "precision"), cases(), ids=lambda value: str(value))
+def test_a_network_computes_what_pytorch_computes(
+    name: str,
+    target: str,
+    precision: Precision,
+    tiny_network: Maker,
+    tiny_artifact: Callable[[str], Artifact],
+    tmp_path: Path,
+) -> None:
+    row = get_target(target)
+    pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
+    source, size = tiny_artifact(name), tiny_network(name)[1]
+    start = small_calibration(source, size, tmp_path) if precision is Precision.INT8 else source
+    made = row.load().export(start, tmp_path / f"made{row.suffix}", precision=precision, input_size=size)
+    result = check_parity(source, made, threads=1)
+    assert result.passed
+    assert result.span > 1e-3
+
+
+@pytest.mark.parametrize("name", ["nafnet_w32", "swinir", "hdrnet"])
+def test_open_sizes_compute_what_pytorch_computes(
+    name: str, tiny_artifact: Callable[[str], Artifact], tmp_path: Path
+) -> None:
+    from export.golden import random_photo
+
+    source = tiny_artifact(name)
+    made = get_target("onnx").load().export(source, tmp_path / "open.onnx", input_size=(32, 48), dynamic=True)
+    step = get_spec(name).size.multiple_of
+    for size in ((48, 32), (64, 16 * step)):
+        assert check_parity(source, made, [random_photo(size)], threads=1).passed
+
+
+def test_the_short_list_has_every_target_and_precision() -> None:
+    if os.environ.get("PARE_EVERY_EXPORT"):
+        pytest.skip("PARE_EVERY_EXPORT is set: all combinations run")
+    chosen = cases()
+    assert {target for _, target, _ in chosen} == set(list_targets())
+    assert {(target, precision) for _, target, precision in chosen if target in ("coreml", "tensorrt")} == {
+        (target, precision) for target in ("coreml", "tensorrt") for precision in _PRECISIONS
+    }
