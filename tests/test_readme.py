@@ -18,7 +18,7 @@ from PIL import Image
 from models.artifact import Artifact, sidecar_of
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/overlay.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Not run here: code of other platforms.
 FOREIGN = ("swift", "cpp")

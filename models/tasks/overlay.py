@@ -32,7 +32,8 @@ class Overlay(Task):
     )
     metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e")
     output_scale: ClassVar[float] = 1 / 255
-    do_nothing: ClassVar[str] = "the photo itself (an overlay of 0.5)"
+    student: ClassVar[str | None] = "overlay_unet"
+    do_nothing: ClassVar[str] = "the photo itself"
     paired: ClassVar[bool] = True
     augmentation: ClassVar[Augmentation] = Augmentation(tone_jitter=False)
     formula: ClassVar[blend.SoftLight] = "photoshop"
