@@ -28,6 +28,7 @@ from export.coreml_options import Options, package_contract
 from export.coreml_quirks import repaired_converter
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
+from export.refusal import say_refusal
 from export.registry import get_target
 from models.artifact import Artifact, load_network
 from models.errors import ExportError, PareError, explain
@@ -192,7 +193,7 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options) -> 
         raise
     except Exception as error:  # torch.jit and coremltools raise exceptions of many kinds
         fix = "export with a fixed size" if contract.dynamic else "write the operation that it names in another way"
-        got = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        got = f"{type(error).__name__}: {say_refusal(error, net, samples)}"
         what = f"Core ML export of {contract.model}"
         raise ExportError(explain(what, expected="a convertible network", got=got, fix=fix)) from error
 

@@ -167,12 +167,13 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     import torch
 
     from export.fuse import fold_batch_norm
+    from export.refusal import FloatBounds, say_refusal
 
     require("onnxscript", "onnx")
     net = fold_batch_norm(load_network(artifact).float())
     samples, shapes = _samples(spec, size, dynamic)
     try:
-        with quiet():
+        with quiet(), FloatBounds():
             program = torch.onnx.export(
                 net,
                 samples,
@@ -189,7 +190,8 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
         fix = (
             "export with a fixed size (without --dynamic)" if dynamic else "see the message; write the layer otherwise"
         )
-        got = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        with quiet():
+            got = say_refusal(error, net, samples)
         raise ExportError(
             explain(f"ONNX export of {artifact.model}", expected="a traceable network", got=got, fix=fix)
         ) from error

@@ -35,6 +35,7 @@ from optimize.run_state import REFERENCE, Run
 from optimize.sources import (
     Photos,
     check_device,
+    check_input,
     check_size,
     make_context,
     open_recipe_photos,
@@ -112,6 +113,7 @@ def run_pipeline(
         write_yaml(root / "recipe.yaml", resolved)
         teacher = open_teacher(recipe.teacher, root / "stages" / "00-teacher")
         check_size(teacher, recipe.input_size)
+        check_input(teacher, photos.eval, recipe.input_size)
         run = Run(root, recipe, resolved, teacher)
         context = make_context(recipe, photos, teacher, cache=root / "cache", progress=progress)
         _run_stages(run, configs, context, keep_going=keep_going)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.artifact import Artifact, load_network, read_tensors, save_network, sha256_of, sidecar_of
-from models.errors import DataError, InputSizeError, PareError, UnsupportedError, UsageError, explain
+from models.errors import ConfigError, DataError, InputSizeError, PareError, UnsupportedError, UsageError, explain
 from models.paired_photos import open_for
-from models.photos import PhotoSet, embedded_photos
+from models.photos import PhotoSet, centre_crop, embedded_photos, to_batch
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import WEIGHTS, create_model, get_spec, get_task
 from optimize.photo_sets import resolve
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from optimize.recipe import DataRecipe, Recipe, TeacherRecipe
 
 TEACHER_STAGES = ("teacher",)
+_SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,29 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
         what = f"{artifact.model} on input {given}"
         fix = "pass another --input-size, or the --task whose tensors this network takes and gives"
         raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
+
+
+def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int]) -> None:
+    """Prepare one photo as the task of ``artifact`` does and compare it with what the task says of its input.
+
+    Raises:
+        ConfigError: Shape or range is another one: the task file is wrong, which should not show at the end of a run.
+    """
+    task = get_task(artifact.task)
+    spec = get_spec(artifact.model, task=artifact.task)
+    inputs = task.app_input(to_batch([centre_crop(photos.load(0), *task.photo_size(input_size))]))
+    want = (1, spec.packed_channels, *input_size)
+    what = f"input that task {artifact.task} makes"
+    if tuple(inputs.shape) != want:
+        fix = "correct its prepare, or the shape in its inputs"
+        raise ConfigError(explain(what, expected=f"shape {want}", got=tuple(inputs.shape), fix=fix))
+    limits = spec.inputs[0].value_range
+    image = inputs[:, : int(spec.inputs[0].shape[1])]
+    low, high = float(image.min()), float(image.max())
+    if limits is not None and not (low >= limits[0] - _SLACK and high <= limits[1] + _SLACK):
+        fix = "correct its prepare, or widen value_range in its inputs (None: any value)"
+        expected, got = f"values in [{limits[0]:g}, {limits[1]:g}]", f"{low:.3g} to {high:.3g}"
+        raise ConfigError(explain(what, expected=expected, got=got, fix=fix))
 
 
 def _several(answer: object, model: str) -> str:

@@ -27,6 +27,14 @@ def restyle():
         nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 3, 1), nn.Sigmoid(),
     )
 """
+TASK = """
+from models.tasks.image import Image
+
+
+class Brighter(Image):
+    def prepare(self, rgb):
+        return 1 + 2 * rgb, rgb
+"""
 RECIPE = """
 stages: [distill, prune, quantize]
 distill:
@@ -58,6 +66,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = load_object(f"{folder / 'own.py'}:restyle")()
     torch.save({"state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, folder / "net.pth")
     return folder
+
+
+def test_a_task_that_leaves_its_own_range_is_refused_at_the_start(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "brighter.py").write_text(TASK, encoding="utf-8")
+    argv = (
+        f"run --config {folder / 'recipe.yaml'} --teacher {folder / 'own.py'}:restyle --weights {folder / 'net.pth'} "
+    )
+    argv += f"--task {folder / 'brighter.py'}:Brighter --data {folder / 'photos'} -o {tmp_path / 'run'} -q"
+    assert main(argv.split()) == 2
+    assert "makes: expected values in [0, 1], got 1.05 to 2.93; fix: correct its prepare" in capsys.readouterr().err
+    assert not (tmp_path / "run/stages/01-distill").exists()
 
 
 @pytest.mark.parametrize("student", ["image_unet", "teacher"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,3 +38,15 @@ def test_the_task_names_the_student_of_a_network_that_names_none() -> None:
     assert get_spec("torch.nn:Identity", task="image").student == "image_unet"
     assert get_spec("torch.nn:Identity", task="colorize").student == "chroma_unet"
     assert get_spec("image_unet").role == "student"
+
+
+def test_the_task_file_of_the_documentation_does_what_it_says() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "your-own-network.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)  # the example of the page
+    task = names["Signed"]()
+    rgb = torch.rand(1, 3, 8, 8)
+    inputs, _ = task.prepare(rgb)
+    assert torch.allclose(inputs, rgb * 2 - 1)
+    assert torch.allclose(task.render(inputs, inputs), rgb, atol=1e-6)
+    assert not task.has_truth(rgb)

@@ -1,0 +1,114 @@
+"""Networks of other people: what the ONNX exporter stumbles over is avoided, or named with its layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from export import open_runner, to_onnx
+from export.refusal import layer_of, say_refusal
+from models.artifact import save_network
+from models.errors import ExportError
+
+FILE = """
+import torch
+from torch import nn
+
+
+class Bounds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return x / self.conv(x).clamp(1e-4, 1)
+
+
+class Singular(nn.Module):
+    def forward(self, x):
+        return x + torch.linalg.svdvals(x).mean()
+
+
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.odd = nn.Conv2d(3, 3, 1), Singular()
+
+    def forward(self, x):
+        return self.odd(self.stem(x))
+
+
+class Branch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Identity()
+
+    def forward(self, x):
+        return x * 2 if self.gate(x).mean() > 0.3 else x
+"""
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Callable[[str], Path]:
+    """Export a network of the file to ONNX."""
+    (tmp_path / "own.py").write_text(FILE, encoding="utf-8")
+
+    def run(name: str) -> Path:
+        from models.registry import create_model
+
+        model = f"{tmp_path / 'own.py'}:{name}"
+        artifact = save_network(
+            create_model(model, task="image"), tmp_path / "n.safetensors", model=model, task="image"
+        )
+        return to_onnx.export(artifact, tmp_path / "n.onnx", input_size=(32, 32)).path
+
+    return run
+
+
+def test_whole_numbers_as_bounds_of_a_clamp(export: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from models.artifact import load_network
+
+    image = torch.rand(1, 3, 32, 32)
+    with open_runner(export("Bounds")) as runner:
+        got = runner.infer({"input": image.numpy()})["output"]
+    with torch.no_grad():
+        assert torch.allclose(torch.from_numpy(got), load_network(tmp_path / "n.safetensors")(image), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Deep", r"got layer odd: operator _linalg_svd: No ONNX function found"),
+        ("Branch", r"got layer the network itself: operator _local_scalar_dense: Python code decides by the values"),
+    ],
+)
+def test_the_layer_and_the_operator_are_named(export: Callable[[str], Path], name: str, text: str) -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(ExportError, match=text):
+        export(name)
+
+
+def test_the_first_module_that_calls_an_operator() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), nn.GELU()), nn.GELU())
+    sample = (torch.rand(1, 3, 4, 4),)
+    assert layer_of(net, sample, "gelu") == "1.1"
+    assert layer_of(net, sample, "svd") is None
+    assert all(not module._forward_hooks for module in net.modules())
+
+
+def test_an_error_without_an_operator_is_told_in_a_line() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("no")
+
+    sample = (torch.rand(1),)
+    assert say_refusal(RuntimeError("first\nsecond"), Odd(), sample) == "first"
+    assert say_refusal(RuntimeError("torch.ops.aten.gelu.default"), Odd(), sample).startswith("operator gelu:")
+    unknown = NotImplementedError("PyTorch convert function for op 'gelu' not implemented.")
+    net = nn.Sequential(nn.ReLU(), nn.GELU())
+    assert say_refusal(unknown, net, sample) == f"layer 1: operator gelu: {unknown}"
