@@ -43,6 +43,25 @@ Option = Annotated[
 Check_ = Annotated[bool, typer.Option("--check/--no-check", help="Compare with PyTorch, and fail where it differs.")]
 
 
+Blend = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Fix a weight blend, for example alpha=0.3, before the export."),
+]
+
+
+def _values(given: Sequence[str]) -> dict[str, float]:
+    """Turn ``NAME=VALUE`` into {name: number}."""
+    values: dict[str, float] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError as error:
+            fix = "write --set alpha=0.3"
+            raise UsageError(explain("--set", expected="NAME=NUMBER", got=repr(text), fix=fix)) from error
+    return values
+
+
 def _add(name: str) -> None:
     target = get_target(name)
     precisions = ", ".join(str(precision) for precision in target.precisions)
@@ -60,6 +79,7 @@ def _add(name: str) -> None:
         input_size: InputSize = (256, 256),
         dynamic: Dynamic = False,
         option: Option = None,
+        blend: Blend = None,
         device: Device = None,
         threads: Threads = None,
         check: Check_ = True,
@@ -67,6 +87,10 @@ def _add(name: str) -> None:
         quiet: Quiet = False,
     ) -> None:
         source = _source(artifact)
+        if blend:
+            from export.blending import blended
+
+            source = blended(source, _values(blend), output)
         if device is not None:
             target.check_device(device)
         made = target.load().export(

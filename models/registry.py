@@ -198,7 +198,33 @@ _OVERLAY_ROWS = (
         source="Isola et al. 2017; junyanz/pytorch-CycleGAN-and-pix2pix",
     ),
 )
-_MODEL_ROWS = (*_COLORIZE_ROWS, *_OVERLAY_ROWS, *_OVERLAY_STUDENT_ROWS, *_LOW_LIGHT_ROWS)
+_NOISY = TensorSpec("input", ("N", 3, "H", "W"), value_range=(0.0, 1.0))
+_CLEAN = TensorSpec("output", ("N", 3, "H", "W"), value_range=(0.0, 1.0))
+_ADAFM = ModelSpec(
+    name="adafm",
+    task="denoise",
+    factory="models.adafm:adafm",
+    inputs=(_NOISY,),
+    outputs=(_CLEAN,),
+    size=SizeRequirements(minimum=16, multiple_of=2),
+    controls=(Control("level", "graph_input", 0.0, 1.0, 0.5),),
+    student="adafm_s",
+    feature="model.1",
+    source="He et al. 2019; hejingwenhejingwen/AdaFM",
+)
+_DENOISE_ROWS = (
+    _ADAFM,
+    replace(_ADAFM, name="adafm_s", defaults={"width": 32, "depth": 4}, role="student", student=None),
+    replace(_ADAFM, name="ftn", factory="models.ftn:ftn", source="Lee et al. 2020; AdaFM's residual network"),
+    replace(
+        _ADAFM,
+        name="dni",
+        factory="models.dni:dni",
+        controls=(Control("alpha", "weight_blend", 0.0, 1.0, 0.5),),
+        source="Wang et al. 2019; AdaFM's residual network",
+    ),
+)
+_MODEL_ROWS = (*_COLORIZE_ROWS, *_OVERLAY_ROWS, *_OVERLAY_STUDENT_ROWS, *_LOW_LIGHT_ROWS, *_DENOISE_ROWS)
 _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
     ("image", "models.tasks.image:Image"),
@@ -206,6 +232,7 @@ _TASK_ROWS = (
     ("overlay_variants", "models.tasks.overlay_variants:OverlayVariants"),
     ("balance", "models.tasks.balance:Balance"),
     ("low_light", "models.tasks.low_light:LowLight"),
+    ("denoise", "models.tasks.denoise:Denoise"),
 )
 
 

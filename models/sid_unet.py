@@ -46,6 +46,10 @@ class SidUNet(nn.Module):
             before = channels
         self.conv10_1 = nn.Conv2d(before, 12, 1)
         self.bottleneck = nn.Identity()
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+                nn.init.kaiming_normal_(layer.weight, a=_SLOPE)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor, ratio: Tensor | None = None) -> Tensor:
         """Packed raw (N, 4, H, W) and ratio (N,) or (1,), or both packed (N, 5, H, W) -> sRGB (N, 3, 2H, 2W).

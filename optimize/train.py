@@ -29,6 +29,7 @@ from optimize.loop import Fit, FitConfig, Phase, run_fit
 from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, generator_loss, pixel_loss, total_variation
 from optimize.steps import written_once
 from optimize.taught import check_truth
+from optimize.two_steps import TwoSteps, finish, has_two_steps
 
 if TYPE_CHECKING:
     from models.tasks.base import Task
@@ -57,6 +58,8 @@ class TrainConfig:
         adversarial_weight: Weight of the adversarial term once it is on; 0: pre-training only.
         adversarial_from: Share of the training after which the discriminator comes in, in [0, 1].
         adversarial_l1: Weight of the L1 term beside the adversarial one.
+        tune_from: Of a network that is tuned to levels (``optimize.two_steps``): share of the training after which its
+            modification alone is trained at the end level, in (0, 1).
         encoder_weights: ``imagenet`` fetches torchvision's ResNet18 for the encoder; a file loads it; None: random.
     """
 
@@ -76,9 +79,13 @@ class TrainConfig:
     adversarial_weight: float = 0.0
     adversarial_from: float = 0.8
     adversarial_l1: float = 0.5
+    tune_from: float = 0.6
     encoder_weights: str | None = None
 
     def __post_init__(self) -> None:
+        if not 0 < self.tune_from < 1:
+            fix = "use for example 0.6"
+            raise ConfigError(explain("tune_from", expected="between 0 and 1", got=self.tune_from, fix=fix))
         weights = (self.perceptual_weight, self.tv_weight, self.adversarial_weight)
         if min(weights) < 0 or not 0 <= self.adversarial_from <= 1:
             got = f"{', '.join(map(str, weights))}, {self.adversarial_from}"
@@ -114,6 +121,8 @@ class TrainStep:
 
     def __init__(self, fit: Fit, task: Task, config: TrainConfig, lpips_weights: Path | None) -> None:
         self.fit, self.task, self.config = fit, task, config
+        two = has_two_steps(fit.raw_net, task)
+        self.two_steps = TwoSteps(fit, task, config.tune_from, fit.checkpoint.parent) if two else None
         self.perceptual: nn.Module | None = None
         if config.perceptual_weight:
             from benchmarks.metrics.lpips import load_lpips
@@ -124,7 +133,7 @@ class TrainStep:
         """uint8 crops (N, 3, S, S) -> ``loss`` and its parts."""
         config, task = self.config, self.task
         rgb = to_float(batch)
-        inputs, target = task.prepare(rgb)
+        inputs, target = self.two_steps.prepare(rgb, fraction) if self.two_steps else task.prepare(rgb)
         if hasattr(self.fit.raw_net, "training_losses"):  # a network that is not trained by its output
             own: Mapping[str, Tensor] = self.fit.net(inputs, target=target)
             return own
@@ -236,15 +245,17 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     }
     metadata["log"], metadata["trained"] = log, time.strftime("%Y-%m-%d")
     path = out / f"{spec.name.rpartition(':')[2]}.safetensors"
+    net, kwargs, notes = finish(fit.ema.net, artifact.model_kwargs if artifact else {}, path)
+    metadata.update(notes)
     save = partial(
         save_network,
-        fit.ema.net,
+        net,
         path,
         model=spec.name,
         task=spec.task,
         half=True,
         stages=("teacher",),
-        model_kwargs=artifact.model_kwargs if artifact else None,
+        model_kwargs=kwargs,
         metadata=metadata,
     )
     return written_once(save, path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from models.errors import UnsupportedError, explain
 from models.spec import Control, TensorSpec
 
 if TYPE_CHECKING:
@@ -73,6 +75,15 @@ class Task(ABC):
         ``prepare`` then returns the do-nothing output in place of a target.
         """
         return True
+
+    def prepare_at(self, rgb: Tensor, values: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Do what ``prepare`` does with the controls at ``values`` in place of drawn ones.
+
+        Raises:
+            UnsupportedError: The task has no controls, or cannot fix them.
+        """
+        fix = "give the task controls and its own prepare_at"
+        raise UnsupportedError(explain(f"task {self.name}", expected="controls that can be fixed", got="none", fix=fix))
 
     @abstractmethod
     def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:

