@@ -205,8 +205,8 @@ class _Reader:
         elif key in ("LUT_1D_INPUT_RANGE", "LUT_3D_INPUT_RANGE"):
             if len(words) != 3:
                 raise self.fail(number, f"{key} MIN MAX", repr(text.strip()), "give two numbers")
-            low, high = (self._number(number, word) for word in words[1:])
-            self.domain.update(DOMAIN_MIN=(low,) * 3, DOMAIN_MAX=(high,) * 3)
+            first, last = (self._number(number, word) for word in words[1:])
+            self.domain.update(DOMAIN_MIN=(first,) * 3, DOMAIN_MAX=(last,) * 3)
         else:
             known = " | ".join(("TITLE", *_SIZES, *_DOMAINS))
             raise self.fail(number, known, repr(words[0]), "remove the line, or correct the keyword")

@@ -21,6 +21,7 @@ from torch.nn import functional
 from models.chroma_unet import ChromaUNet
 from models.controls import spread, unpack
 from models.layers import upsample_bilinear
+from models.outputs import bounded_map, neutral
 
 _WIDTHS, _DEPTHS = (16, 32, 64, 128), (1, 1, 1, 2)
 
@@ -32,13 +33,11 @@ class OverlayUNet(ChromaUNet):
         self, in_channels: int, out_channels: int, *, reduction: int, widths: Sequence[int], depths: Sequence[int]
     ) -> None:
         super().__init__(in_channels, out_channels, reduction=reduction, widths=widths, depths=depths)
-        nn.init.zeros_(self.head.weight)
-        if self.head.bias is not None:
-            nn.init.zeros_(self.head.bias)
+        neutral("map", self.head)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H, W) in (0, 1); H and W multiples of reduction * 2^(levels - 1)."""
-        return 0.5 + 0.5 * torch.tanh(super().forward(input))
+        return bounded_map(super().forward(input))
 
 
 class Film(nn.Module):
@@ -80,7 +79,7 @@ class FilmUNet(OverlayUNet):
         for lateral, decoder, film in zip(self.lateral, self.decoder, self.decoder_film, strict=True):
             up = functional.interpolate(lateral(x), scale_factor=2.0, mode="nearest")
             x = film(decoder(functional.relu(up + skips.pop())), variant)
-        return 0.5 + 0.5 * torch.tanh(upsample_bilinear(self.head(x), self.reduction))
+        return bounded_map(upsample_bilinear(self.head(x), self.reduction))
 
 
 def overlay_unet(
