@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from export.quantization import Quantization
 
-OUTLIER = 4.0
+OUTLIER, RARE = 4.0, 0.1
 _SUFFIXES = ("_ReduceMin", "_ReduceMax")  # what onnxruntime's calibrator calls the statistics of a tensor
 
 
@@ -103,7 +103,8 @@ def typical_range(lows: Sequence[float], highs: Sequence[float]) -> tuple[float,
     """Return the range of a tensor over photos, without those photos that leave the usual range by far.
 
     One photo in a hundred may drive a network to a hundred times its usual values; a range that holds it leaves the
-    others a few levels of 255. A photo counts where it stays within OUTLIER times the median of all.
+    others a few levels of 255. A photo counts where it stays within OUTLIER times the median of all; and where more
+    than RARE of all do not, they are no exceptions (exposures of a dark scene), and all but that share count.
 
     Args:
         lows: Smallest value in each photo.
@@ -113,6 +114,7 @@ def typical_range(lows: Sequence[float], highs: Sequence[float]) -> tuple[float,
 
 
 def _typical(largest: list[float]) -> float:
-    limit = OUTLIER * max(statistics.median(largest), 0.0)
-    usual = [value for value in largest if value <= limit]
-    return max(usual) if usual and limit > 0 else max(largest)
+    ordered = sorted(largest)
+    common = ordered[len(ordered) - 1 - int(RARE * len(ordered))]
+    limit = max(OUTLIER * statistics.median(ordered), common)
+    return max(value for value in ordered if value <= limit) if limit > 0 else ordered[-1]

@@ -166,7 +166,10 @@ def test_ranges_are_those_of_the_float_graph_and_measured_once(
 
 
 def test_a_photo_that_is_far_from_all_others_does_not_count() -> None:
-    assert typical_range([0.0, -1.0, -2.0, -50.0], [3.0, 2.0, 2.5, 400.0]) == (-2.0, 3.0)
+    usual = [3.0, 2.0, 2.5] * 3
+    assert typical_range([0.0, -1.0, -2.0] * 3 + [-50.0], [*usual, 400.0]) == (-2.0, 3.0)
+    assert typical_range([0.0] * 9, [*usual[1:], 400.0]) == (0.0, 400.0), "one of nine is no exception"
+    assert typical_range([0.0] * 10, [1.0] * 7 + [9.0, 60.0, 70.0]) == (0.0, 60.0), "two of ten are no exceptions"
     assert typical_range([0.0, 0.0], [1.0, 3.9]) == (0.0, 3.9), "nothing is strange where photos differ as usual"
     assert typical_range([0.0, 0.0, 0.0], [0.0, 0.0, 7.0]) == (0.0, 7.0), "mostly silent: all that there is counts"
 
@@ -175,7 +178,7 @@ def test_a_strange_calibration_photo_widens_no_range(tmp_path: Path, graph: Any,
     made = record(tmp_path)
     usual = activation_ranges(graph, made, nodes)
     inputs = torch.from_numpy(made.inputs())
-    save_tensors({"input": torch.cat([inputs, 400 * inputs[:1]])}, tmp_path / "strange.safetensors")
+    save_tensors({"input": torch.cat([inputs.repeat(3, 1, 1, 1), 400 * inputs[:1]])}, tmp_path / "strange.safetensors")
     strange = activation_ranges(graph, replace(made, calibration=tmp_path / "strange.safetensors", sha256=""), nodes)
     assert strange.keys() == usual.keys()
     assert all(strange[name] == pytest.approx(usual[name], rel=1e-4, abs=1e-6) for name in usual)
