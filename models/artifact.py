@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 FORMATS = ("torch", "onnx", "openvino", "tensorrt", "coreml")
 SIDECAR_SCHEMA = 1
 _CHECKPOINTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+#: Names of what weight norm and spectral norm compute weights from.
+_COMPUTED = re.compile(r"(^|\.)parametrizations\.|_(g|v|orig)$")
 #: Where training scripts keep the weights inside of what they save.
 _NESTED = ("state_dict", "params_ema", "params", "model_state_dict", "model", "generator", "net", "ema")
 _PACKAGES = ("pare", "torch", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "coremltools", "tensorrt-rtx")
@@ -288,16 +291,20 @@ def load_weights(net: nn.Module, path: Path) -> None:
     """Load ``path`` into ``net``, whose layers are resized where the stored ones are pruned.
 
     A network inside of a larger checkpoint (``module.``, ``generator.``, ...) is found there. Published weights of
-    other names or layouts go through the network's method ``convert_state(state) -> state``, where it has one.
+    other names or layouts go through the network's method ``convert_state(state) -> state``, where it has one. A
+    network with weight or spectral norm loses it where the checkpoint has plain weights.
 
     Raises:
         CheckpointError: Missing, damaged, or of another architecture.
     """
     import torch
 
-    from models.layers import resize_to
+    from models.layers import bake_weights, has_computed_weights, resize_to
 
-    state = _own_state(net, read_tensors(path), path)
+    found = read_tensors(path)
+    if has_computed_weights(net) and not any(_COMPUTED.search(name) for name in found):
+        bake_weights(net)
+    state = _own_state(net, found, path)
     own = net.state_dict()
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]

@@ -89,6 +89,39 @@ def icnr_(weight: Tensor, scale: int) -> None:
         weight.copy_(block.repeat_interleave(scale**2, dim=0))
 
 
+def bake_weights(net: nn.Module) -> None:
+    """Turn weights that weight norm or spectral norm (of both styles) computes into plain ones, in place.
+
+    The network computes the same; its layers can then be pruned, quantized and converted like any other.
+    """
+    from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    net.eval()
+    for module in list(net.modules()):
+        if parametrize.is_parametrized(module):
+            for name in list(module.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+
+
+def has_computed_weights(net: nn.Module) -> bool:
+    """Say whether ``bake_weights`` would change the names of a network's weights."""
+    from torch.nn.utils import parametrize
+    from torch.nn.utils.spectral_norm import SpectralNorm
+    from torch.nn.utils.weight_norm import WeightNorm
+
+    hooks = (hook for module in net.modules() for hook in module._forward_pre_hooks.values())
+    return any(map(parametrize.is_parametrized, net.modules())) or any(
+        isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks
+    )
+
+
 def resize_to(net: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Resize the layers of ``net`` in place to the shapes of ``state``, so that pruned weights load without pickle.
 

@@ -114,6 +114,8 @@ def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:
         UnknownNameError: No such model.
         CheckpointError: Weights missing, damaged, or of another architecture.
     """
+    from models.layers import bake_weights
+
     spec = get_spec(recipe.model, task=recipe.task)
     if recipe.weights is not None and sidecar_of(recipe.weights).exists():
         return _known_artifact(recipe, spec.task)
@@ -123,6 +125,7 @@ def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:
     net = create_model(
         recipe.model, pretrained=recipe.weights is None and not own, weights=recipe.weights, task=recipe.task
     )
+    bake_weights(net)
     path = folder / "teacher.safetensors"
     known = _same_as_before(net, path, recipe.model, spec.task)
     if known is not None:

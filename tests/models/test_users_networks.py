@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from models.artifact import load_network, read_tensors, save_network
+from models.artifact import load_network, load_weights, read_tensors, save_network
 from models.errors import CheckpointError, UsageError
+from models.layers import bake_weights, has_computed_weights
 from models.registry import create_model, load_object
 
 OWN = """
@@ -105,6 +108,37 @@ def test_weights_under_other_names_are_converted_by_the_network(own: str, tmp_pa
     assert torch.equal(load_network(saved.path).a.weight, state["a.weight"])
     with pytest.raises(CheckpointError, match=r"4 missing .* fix: .* a method convert_state\(state\) -> state"):
         create_model(f"{own}:Plain", task="image", weights=tmp_path / "published.safetensors")
+
+
+NORMS = [
+    torch.nn.utils.parametrizations.weight_norm,
+    torch.nn.utils.parametrizations.spectral_norm,
+    torch.nn.utils.weight_norm,
+    torch.nn.utils.spectral_norm,
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", NORMS)
+def test_computed_weights_become_plain_and_still_load(norm: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    def network(width: int = 4) -> nn.Sequential:
+        return nn.Sequential(norm(nn.Conv2d(3, width, 3)), nn.ReLU(), nn.Conv2d(width, 3, 1)).eval()
+
+    published, image = network(), torch.rand(1, 3, 8, 8)
+    wanted = published(image)
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    net = network()
+    assert has_computed_weights(net)
+    load_weights(net, tmp_path / "published.pth")  # under the names of the norm
+    assert torch.allclose(net(image), wanted, atol=1e-6)
+    bake_weights(net)
+    assert not has_computed_weights(net)
+    assert sorted(net.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+    assert torch.allclose(net(image), wanted, atol=1e-6)
+    save_file(net.state_dict(), tmp_path / "plain.safetensors")
+    again = network(6)  # wider: pruned weights load too
+    load_weights(again, tmp_path / "plain.safetensors")
+    assert torch.allclose(again(image), wanted, atol=1e-6)
 
 
 def test_a_folder_of_checkpoints_is_one_with_the_file_names_before_the_tensors(tmp_path: Path) -> None:
