@@ -34,6 +34,8 @@ class PhotoCrops(Dataset[Tensor]):
         min_area: Smallest share of the photo's central square that a crop covers, in (0, 1].
         tone_jitter: Half-width of the random gamma in log2 (0: none); applied to all channels alike, never to a pair.
         augmentation: What the task allows.
+        native: Cut crops out at the photo's own resolution, as tiles will be (``export.tiling``): nothing is shrunk, and
+            ``min_area`` does not count; a photo smaller than a crop is enlarged.
         memory_mb: Decoded photos are kept up to this many megabytes; the rest is decoded again at each use.
     """
 
@@ -48,6 +50,7 @@ class PhotoCrops(Dataset[Tensor]):
         memory_mb: int = 1500,
         repeat: int = 1,
         augmentation: Augmentation = ANY,
+        native: bool = False,
     ) -> None:
         if size < 16 or not 0 < min_area <= 1 or repeat < 1:
             got = f"size {size}, min_area {min_area}, repeat {repeat}"
@@ -55,6 +58,7 @@ class PhotoCrops(Dataset[Tensor]):
             raise ConfigError(explain("crops", expected=expected, got=got, fix="change the config"))
         self.photos, self.size, self.seed = photos, size, seed
         self.min_area, self.repeat, self.augmentation = min_area, repeat, augmentation
+        self.native = native
         self.tone_jitter = tone_jitter if augmentation.tone_jitter else 0.0
         self.epoch = 0
         self._kept: dict[int, NDArray[np.uint8]] = {}
@@ -67,6 +71,9 @@ class PhotoCrops(Dataset[Tensor]):
         rng = np.random.default_rng((self.seed, self.epoch, index))
         photo = self._photo(index % len(self.photos))
         box = self._box(photo.shape[0], photo.shape[1], rng)
+        if self.native:  # whole pixels: cut first, so that a large photo is not copied
+            left, top, right, bottom = (int(side) for side in box)
+            photo, box = photo[top:bottom, left:right], (0.0, 0.0, float(right - left), float(bottom - top))
         pixels = np.concatenate([self._cut(photo[..., at : at + 3], box) for at in range(0, photo.shape[2], 3)], axis=2)
         if rng.random() < 0.5 and self.augmentation.horizontal_flip:
             pixels = pixels[:, ::-1]
@@ -82,7 +89,9 @@ class PhotoCrops(Dataset[Tensor]):
         kept = self._kept.get(index)
         if kept is not None:
             return kept
-        pixels: NDArray[np.uint8] = self.photos.load(index, short_side=int(self.size * _MARGIN))
+        pixels: NDArray[np.uint8] = self.photos.load(
+            index, short_side=None if self.native else int(self.size * _MARGIN)
+        )
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
             self._kept[index] = pixels
@@ -94,6 +103,10 @@ class PhotoCrops(Dataset[Tensor]):
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2))
 
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+        if self.native:
+            whole = min(width, height, self.size)
+            x, y = int(rng.integers(0, width - whole + 1)), int(rng.integers(0, height - whole + 1))
+            return float(x), float(y), float(x + whole), float(y + whole)
         side = min(width, height) * float(np.sqrt(rng.uniform(self.min_area, 1.0)))
         left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
         return left, top, left + side, top + side

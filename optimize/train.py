@@ -47,6 +47,8 @@ class TrainConfig:
         model: Registry name or ``"package.module:factory"``.
         task: Task of your own factory; None: that of its spec, else ``colorize``.
         fit: Sizes, epochs, rates.
+        native_crops: Cut crops at the photos' own resolution, for networks that run in tiles; ``fit.min_area`` does not
+            count then.
         pixel: ``huber``, ``l1``, ``mse``, ``cauchy`` or ``ms_ssim_l1``.
         late_pixel: Pixel loss of the last part: ``cauchy`` makes up its mind; None: ``pixel`` throughout.
         late_from: Share of the training after which ``late_pixel`` comes in, in [0, 1].
@@ -68,6 +70,7 @@ class TrainConfig:
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(phases=(Phase(64, 5, 32), Phase(96, 2, 24), Phase(128, 2, 16)))
     )
+    native_crops: bool = False
     pixel: PixelLoss = "huber"
     late_pixel: PixelLoss | None = "cauchy"
     late_from: float = 0.6
@@ -233,6 +236,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
             tone_jitter=fc.tone_jitter,
             repeat=fc.repeat,
             augmentation=task.augmentation,
+            native=config.native_crops,
         )
 
     step = TrainStep(fit, task, config, data.lpips_weights)

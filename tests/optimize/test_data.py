@@ -11,6 +11,7 @@ from PIL import Image
 
 from models.errors import ConfigError
 from models.photos import PhotoSet, open_photos
+from models.tasks.base import Augmentation
 from optimize.data import PhotoCrops, to_float
 
 
@@ -97,3 +98,25 @@ def test_wrong_settings_are_refused(train_photos: PhotoSet, settings: dict[str, 
 
 def test_to_float() -> None:
     assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_native_crops_are_the_pixels_of_the_photo(tmp_path: Path) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(tmp_path / "a.png")
+    crops = PhotoCrops(open_photos(tmp_path), 32, native=True, tone_jitter=0.0, augmentation=Augmentation(False))
+    windows = np.lib.stride_tricks.sliding_window_view(rgb, (32, 32), axis=(0, 1))
+    places = set()
+    for epoch in range(4):
+        crops.epoch = epoch
+        crop = crops[0].numpy()
+        found = np.argwhere((windows == crop).all(axis=(2, 3, 4)))
+        assert len(found) == 1
+        places.add(tuple(found[0]))
+    assert len(places) > 1
+
+
+def test_a_photo_smaller_than_a_native_crop_is_enlarged(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 52, 3), (200, 100, 50), np.uint8)).save(tmp_path / "a.png")
+    crop = PhotoCrops(open_photos(tmp_path), 64, native=True, tone_jitter=0.0)[0]
+    assert crop.shape == (3, 64, 64)
+    assert crop[:, 5, 60].tolist() == [200, 100, 50]

@@ -117,7 +117,7 @@ def test_training_and_distillation_take_pairs(paired_context: StageContext, tmp_
     fit = FitConfig(phases=(Phase(32, 2, 2),), mixed_precision="no")
     net = create_model("chroma_unet", **TINY)
     start = save_network(net, tmp_path / "start.safetensors", model="chroma_unet", task="overlay", model_kwargs=TINY)
-    config = train.TrainConfig(model="chroma_unet", task="overlay", fit=fit, perceptual_weight=0.1)
+    config = train.TrainConfig(model="chroma_unet", task="overlay", fit=fit, perceptual_weight=0.1, native_crops=True)
     teacher = train.run(start, config, paired_context, tmp_path)
     assert teacher.task == "overlay"
     assert teacher.metadata["scores"]["psnr_db_do_nothing"] > 10
