@@ -34,7 +34,7 @@ class PhotoCrops(Dataset[Tensor]):
         min_area: Smallest share of the photo's central square that a crop covers, in (0, 1].
         tone_jitter: Half-width of the random gamma in log2 (0: none); applied to all channels alike, never to a pair.
         augmentation: What the task allows.
-        native: Cut crops out at the photo's own resolution, as tiles will be (``export.tiling``): nothing is shrunk, and
+        native: Cut crops at the photo's own resolution, as tiles will be (``export.tiling``): nothing is shrunk, and
             ``min_area`` does not count; a photo smaller than a crop is enlarged.
         memory_mb: Decoded photos are kept up to this many megabytes; the rest is decoded again at each use.
     """
