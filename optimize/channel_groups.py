@@ -99,7 +99,9 @@ def map_channels(net: nn.Module, inputs: Sequence[Tensor], *, ignore: Sequence[s
             kept.update(dict.fromkeys(group.producers, broken[group.name]))
     for layer, module in net.named_modules():
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and layer not in _covered(groups, kept):
-            kept[layer] = "does not run in a forward pass, or its weight comes from other layers"
+            width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
+            missing = "does not run in a forward pass, or its weight comes from other layers"
+            kept[layer] = "has one channel" if width == 1 else missing
     return ChannelMap(tuple(group for group in groups if group.name not in broken), kept)
 
 

@@ -78,6 +78,8 @@ def _errors(simulation: SimulatedInt8, inputs: Tensor, bar: Any) -> dict[str, Te
 
 def _positions(layer: nn.Module, x: Tensor) -> Tensor:
     """Return values (n, positions, channels) at a part of the places of ``x``, evenly spread."""
+    if x.ndim == 2:  # a linear layer on one vector a photo
+        return x.unsqueeze(1)
     flat = x.flatten(1, -2) if isinstance(layer, nn.Linear) else x.flatten(2).transpose(1, 2)
     return flat[:, :: flat.shape[1] // _POSITIONS | 1]  # an odd step: not the same columns in every row
 

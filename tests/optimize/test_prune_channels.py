@@ -283,6 +283,12 @@ def test_what_cannot_be_pruned_is_named_with_the_reason() -> None:
     assert "does not run in a forward pass" in channels.kept["unused"]
 
 
+def test_a_layer_of_one_channel_says_so() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 3, 1)).eval()
+    channels = map_channels(net, [torch.rand(1, 3, 16, 16)])
+    assert channels.kept == {"0": "has one channel", "1": "is the network's output"}
+
+
 def test_an_operation_that_mixes_channels_in_secret_is_found_by_the_numbers() -> None:
     net = Net(lambda m, x: m.d(m.a(x).logcumsumexp(1)), a=conv(3, 8), d=conv(8, 3)).eval()
     channels = map_channels(net, [torch.rand(1, 3, 16, 16)])

@@ -117,3 +117,24 @@ def test_symmetric_rounding_is_coarser_where_nothing_is_negative() -> None:
 def test_the_energy_of_weights_by_hand(layer: nn.Module, energy: list[float]) -> None:
     layer.weight.data = torch.tensor([1.0, 2.0]).reshape(layer.weight.shape)  # type: ignore[operator]
     assert input_energy(layer).tolist() == energy
+
+
+def test_a_linear_layer_on_one_vector_a_photo_is_fitted() -> None:
+    class Squeeze(nn.Module):
+        """Scales channels by what their means say (squeeze and excitation with linear layers)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.down, self.up = nn.Conv2d(3, 8, 1), nn.Linear(8, 4), nn.Linear(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y * self.up(self.down(y.mean((2, 3))).relu()).sigmoid()[:, :, None, None]
+
+    torch.manual_seed(0)
+    inputs = torch.rand(6, 3, 8, 8)
+    simulation = SimulatedInt8(Squeeze().eval(), inputs)
+    fit(simulation, inputs)
+    assert {"conv", "down", "up"} <= set(simulation.ranges)
+    low, high = simulation.ranges["down"]
+    assert low < high
