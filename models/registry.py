@@ -224,7 +224,20 @@ _DENOISE_ROWS = (
         source="Wang et al. 2019; AdaFM's residual network",
     ),
 )
-_MODEL_ROWS = (*_COLORIZE_ROWS, *_OVERLAY_ROWS, *_OVERLAY_STUDENT_ROWS, *_LOW_LIGHT_ROWS, *_DENOISE_ROWS)
+_ADAIN = ModelSpec(
+    name="adain",
+    task="style",
+    factory="models.adain:adain",
+    inputs=(_NOISY,),
+    outputs=(_CLEAN,),
+    size=SizeRequirements(minimum=32, multiple_of=8),
+    controls=(Control("alpha", "graph_input", 0.0, 1.0, 1.0),),
+    student="adain_s",
+    feature="encoder",
+    source="Huang and Belongie 2017; naoto0804/pytorch-AdaIN",
+)
+_STYLE_ROWS = (_ADAIN, replace(_ADAIN, name="adain_s", defaults={"width": 16}, role="student", student=None))
+_MODEL_ROWS = (*_COLORIZE_ROWS, *_OVERLAY_ROWS, *_OVERLAY_STUDENT_ROWS, *_LOW_LIGHT_ROWS, *_DENOISE_ROWS, *_STYLE_ROWS)
 _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
     ("image", "models.tasks.image:Image"),
@@ -233,6 +246,7 @@ _TASK_ROWS = (
     ("balance", "models.tasks.balance:Balance"),
     ("low_light", "models.tasks.low_light:LowLight"),
     ("denoise", "models.tasks.denoise:Denoise"),
+    ("style", "models.tasks.style:Style"),
 )
 
 

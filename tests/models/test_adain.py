@@ -1,0 +1,76 @@
+"""AdaIN: the published names, the strength, the baked style, and losses that teach it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from models.adain import adain, pattern, statistics
+from models.controls import pack
+from models.registry import get_task
+
+RECORDED = Path(__file__).parent / "state_dicts" / "adain.json"
+
+
+def test_names_and_shapes_are_the_published_ones() -> None:
+    content = json.loads(RECORDED.read_text())
+    with torch.device("meta"):
+        net = adain(**content["kwargs"])
+    assert {key: list(value.shape) for key, value in net.state_dict().items()} == content["tensors"]
+
+
+def test_statistics_are_those_of_torch() -> None:
+    x = torch.rand(2, 3, 5, 7)
+    mean, deviation = statistics(x)
+    assert torch.allclose(mean, x.mean(dim=(2, 3), keepdim=True))
+    assert torch.allclose(deviation, x.flatten(2).std(dim=2)[..., None, None], atol=1e-4)
+
+
+def test_features_take_on_the_baked_statistics_by_the_strength() -> None:
+    net, photo = adain(4).eval().bake(pattern((64, 64))), torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        features = net.encoder(photo)
+        styled = net._restyle(features, net.style_mean, net.style_deviation, torch.ones(1))
+        mean, _ = statistics(styled)
+        assert torch.allclose(mean, net.style_mean, atol=1e-4)
+        assert torch.equal(net(photo, torch.zeros(1)), net.decoder(features))
+        half = net(pack(photo, torch.full((1, 1), 0.5)))
+        assert torch.allclose(half, net.decoder((features + styled) / 2), atol=1e-5)
+
+
+def test_the_losses_teach_the_decoder_style_and_the_encoder_only_to_reproduce() -> None:
+    net, task = adain(4).train(), get_task("style")
+    inputs, target = task.prepare(torch.rand(3, 3, 32, 32))
+    assert not task.has_truth(target)
+    losses = net(inputs, target=target)
+    (losses["style"] + losses["content"]).backward(retain_graph=True)
+    assert all(parameter.grad is None for parameter in net.encoder.parameters())
+    assert any(bool((p.grad != 0).any()) for p in net.decoder.parameters() if p.grad is not None)
+    losses["again"].backward()
+    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in net.encoder.parameters())
+
+
+def test_a_few_steps_lower_the_loss_and_training_bakes_the_style() -> None:
+    torch.manual_seed(0)
+    net, task = adain(4).train(), get_task("style")
+    inputs, target = task.prepare(torch.rand(2, 3, 32, 32))
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    values = []
+    for _ in range(12):
+        loss = net(inputs, target=target)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(float(loss))
+    assert values[-1] < 0.8 * values[0]
+    baked, _ = net.finished()
+    assert not torch.equal(baked.style_mean, torch.zeros_like(baked.style_mean))
+
+
+def test_the_pattern_is_a_picture_of_three_inks() -> None:
+    picture = pattern((48, 64))
+    assert picture.shape == (1, 3, 48, 64)
+    assert 0 <= float(picture.min()) < float(picture.max()) <= 1
+    assert float(picture.flatten(2).std(dim=2).min()) > 0.1
