@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from models.tasks.base import Task
 
 
+#: PSNR of pictures that are the same, dB.
+_SAME_DB = 100.0
+
+
 def load_photos(photos: PhotoSet, size: int, *, limit: int | None = None) -> Tensor:
     """Decode up to ``limit`` photos as centre squares: (N, 3, size, size) in [0, 1]; (N, 6, size, size) of pairs."""
     count = len(photos) if limit is None else min(limit, len(photos))
@@ -81,9 +85,9 @@ def evaluate(
         batch_size: Photos a forward pass.
 
     Returns:
-        ``lpips``, ``lpips_do_nothing`` (the task's baseline), ``lpips_ratio`` of both, ``psnr_db``,
-        ``psnr_db_do_nothing`` and ``colourfulness_ratio`` (mean max - min of RGB over the truth's), each a mean over
-        photos.
+        ``lpips``, ``lpips_do_nothing`` (the task's baseline), ``lpips_ratio`` of both, ``psnr_db`` and
+        ``psnr_db_do_nothing`` (100: the same pictures), and ``colourfulness_ratio`` (mean max - min of RGB over
+        the truth's), each a mean over photos.
     """
     rendered = render_all(net, task, rgb, batch_size=batch_size)
     truth, idle = (of(task, rgb, batch_size=batch_size) for of in (truth_all, idle_all))
@@ -93,8 +97,8 @@ def evaluate(
         "lpips": score,
         "lpips_do_nothing": floor,
         "lpips_ratio": score / max(floor, 1e-9),
-        "psnr_db": float(psnr(rendered, truth).mean()),
-        "psnr_db_do_nothing": float(psnr(idle, truth).mean()),
+        "psnr_db": float(psnr(rendered, truth).clamp_max(_SAME_DB).mean()),
+        "psnr_db_do_nothing": float(psnr(idle, truth).clamp_max(_SAME_DB).mean()),
         "colourfulness_ratio": float(_spread(rendered) / _spread(truth).clamp_min(1e-6)),
     }
 

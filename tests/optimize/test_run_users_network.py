@@ -111,4 +111,4 @@ def test_the_teacher_is_the_truth_from_distillation_to_report(
         assert small < 0.7 * whole
     scores = json.loads((tmp_path / "run/stages/00-teacher/scores.json").read_text())["scores"]
     assert scores["lpips_to"] == "teacher"
-    assert scores["psnr_db"] is None
+    assert scores["psnr_db"] == 100
