@@ -94,7 +94,7 @@ def gather(
     rgb = to_batch(crops)
     _refuse_one_colour(rgb[:, :3], photos)
     coverage = describe_coverage(rgb[:, :3], photos=len(chosen))
-    inputs = torch.cat([task.app_input(part) for part in rgb.split(16)])
+    inputs = torch.cat([task.inputs_of(part) for part in rgb.split(16)])
     return CalibrationSet(rgb=rgb, inputs=inputs, photos=len(chosen), coverage=coverage)
 
 

@@ -203,7 +203,7 @@ def distill_network(
     matched = feature if config.feature_weight and config.loss == "regression" and some.feature_channels else None
     tap, projection = FeatureTap(student, matched), None
     if matched is not None:
-        sample = task.app_input(to_float(some[0][0][None]))
+        sample = task.inputs_of(to_float(some[0][0][None]))
         projection = nn.Conv2d(tap.channels(student, sample), some.feature_channels, 1)
     fit = Fit(student, config.fit, checkpoint=out / "distill.checkpoint.safetensors", extras=projection)
     if fit.resume():

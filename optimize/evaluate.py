@@ -37,7 +37,7 @@ def render_all(net: nn.Module, task: Task, rgb: Tensor, *, batch_size: int = 8) 
     net.eval()
     rendered = []
     for part in rgb.split(batch_size):
-        inputs = task.app_input(part)
+        inputs = task.inputs_of(part)
         rendered.append(task.render(inputs, net(inputs)))
     net.train(training)
     return torch.cat(rendered)
@@ -52,7 +52,7 @@ def truth_all(task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
 @torch.inference_mode()
 def idle_all(task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
     """Return what the task's do-nothing baseline renders of photos (N, 3, H, W) or pairs (N, 6, H, W)."""
-    inputs = [task.app_input(part) for part in rgb.split(batch_size)]
+    inputs = [task.inputs_of(part) for part in rgb.split(batch_size)]
     return torch.cat([task.render(part, task.baseline(part)) for part in inputs])
 
 

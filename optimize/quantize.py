@@ -201,7 +201,7 @@ def _with_saturation(coverage: Mapping[str, Any], simulation: SimulatedInt8, sco
     """Add how far the held-out photos leave the calibrated ranges."""
     from optimize.calibration import saturation
 
-    found = saturation(simulation.outside(scorer.task.app_input(scorer.rgb[:16])))
+    found = saturation(simulation.outside(scorer.task.inputs_of(scorer.rgb[:16])))
     warnings = list(coverage["warnings"])
     if found["worst"] > 0.01:
         warnings.append(

@@ -196,7 +196,7 @@ def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int
     """
     task = get_task(artifact.task)
     spec = get_spec(artifact.model, task=artifact.task)
-    inputs = task.app_input(to_batch([centre_crop(photos.load(0), *task.photo_size(input_size))]))
+    inputs = task.inputs_of(to_batch([centre_crop(photos.load(0), *task.photo_size(input_size))]))
     want = (1, spec.packed_channels, *input_size)
     what = f"input that task {artifact.task} makes"
     if tuple(inputs.shape) != want:

@@ -36,7 +36,7 @@ class _Taught(Task):
         with torch.no_grad():
             return inputs, self.teacher(inputs.to(device)).to(inputs.device).float()
 
-    def app_input(self, rgb: Tensor) -> Tensor:
+    def inputs_of(self, rgb: Tensor) -> Tensor:
         """The network input alone: the teacher is not asked."""
         return super().prepare(rgb)[0]  # type: ignore[safe-super]
 

@@ -241,8 +241,8 @@ def _compute(
     )
     first = to_float(torch.stack([crops[index % total] for index in range(min(_BATCH, total))]))
     feature = get_spec(artifact.model, task=artifact.task).feature if config.features else None
-    runtime, predict = fastest_predict(artifact, task.app_input(first), feature=feature)
-    arrays = _layout(predict(task.app_input(first)), total, config.size, first.shape[1])
+    runtime, predict = fastest_predict(artifact, task.inputs_of(first), feature=feature)
+    arrays = _layout(predict(task.inputs_of(first)), total, config.size, first.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
     begin = stop = _done(folder)
     index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays}
@@ -251,7 +251,7 @@ def _compute(
         with progress.track(title, total=total, completed=begin) as bar:
             for start in range(begin, total, _BATCH):
                 rgb = torch.stack([crops[i] for i in range(start, min(start + _BATCH, total))])
-                output, inner = predict(task.app_input(to_float(rgb)))
+                output, inner = predict(task.inputs_of(to_float(rgb)))
                 answers = {"rgb": rgb, "output": output, "feature": inner}
                 for name, row in arrays.items():
                     _write(folder / f"{name}.bin", row, start, answers[name])

@@ -93,9 +93,16 @@ class Task(ABC):
     def baseline(self, inputs: Tensor) -> Tensor:
         """Return the output (N, C, H, W) of doing nothing, to compare with."""
 
-    def app_input(self, rgb: Tensor) -> Tensor:
-        """Return the network input (N, C, H, W) of photos (N, 3, H, W): what an app computes, without any target."""
+    def inputs_of(self, rgb: Tensor) -> Tensor:
+        """Return the first part of ``prepare(rgb)``, which networks are judged and calibrated on, without the target."""
         return self.prepare(rgb)[0]
+
+    def app_input(self, rgb: Tensor) -> Tensor:
+        """Return the network input (N, C, H, W) of photos (N, 3, H, W) as an app computes it.
+
+        Where ``prepare`` damages a photo or draws a control, an app does neither.
+        """
+        return self.inputs_of(rgb)
 
     def truth(self, inputs: Tensor, target: Tensor) -> Tensor:
         """Return the picture (N, 3, H, W) in [0, 1] that a perfect network would give: the target, rendered."""

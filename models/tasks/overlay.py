@@ -50,7 +50,7 @@ class Overlay(Task):
         photo = color.check_rgb(rgb).float()
         return photo, dodge_and_burn(photo, self.formula)
 
-    def app_input(self, rgb: Tensor) -> Tensor:
+    def inputs_of(self, rgb: Tensor) -> Tensor:
         """Photos (N, 3, H, W), or pairs (N, 6, H, W), in [0, 1] -> photo (N, 3, H, W)."""
         return color.check_rgb(rgb[:, :3]).float()
 

@@ -30,19 +30,27 @@ class OverlayVariants(Overlay):
 
     def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Photos (N, 3, H, W) in [0, 1] -> packed photo and variant (N, 4, H, W), and overlay (N, 1, H, W)."""
-        photo = color.check_rgb(rgb).float()
-        variant = (255 * photo.double()).round().sum(dim=(1, 2, 3)) % 2
-        return self.with_variant(photo, variant.float())
+        photo, variant = color.check_rgb(rgb).float(), _drawn(rgb)
+        return self.with_variant(photo, variant)
 
     def with_variant(self, photo: Tensor, variant: Tensor) -> tuple[Tensor, Tensor]:
         """Photos (N, 3, H, W) in [0, 1] and variants (N,), 0 or 1 -> what ``prepare`` gives for these variants."""
         both = dodge_and_burn(photo, self.formula), volume(photo, self.formula)
         return pack(photo, variant[:, None]), torch.where(spread(variant) > 0.5, both[1], both[0])
 
+    def inputs_of(self, rgb: Tensor) -> Tensor:
+        """Photos (N, 3, H, W) in [0, 1] -> packed with the drawn variant (N, 4, H, W)."""
+        return pack(color.check_rgb(rgb).float(), _drawn(rgb)[:, None])
+
     def app_input(self, rgb: Tensor) -> Tensor:
         """Photos (N, 3, H, W) in [0, 1] -> packed with the default variant (N, 4, H, W)."""
-        return pack(super().app_input(rgb), torch.full((1, 1), VARIANT.default))
+        return pack(color.check_rgb(rgb).float(), torch.full((1, 1), VARIANT.default))
 
     def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Packed photo (N, 4, H, W) and overlay (N, 1, H, W) -> composite (N, 3, H, W) in [0, 1]."""
         return super().render(inputs[:, :3], outputs)
+
+
+def _drawn(rgb: Tensor) -> Tensor:
+    """Return whether the 8-bit sum of each photo (N, 3, H, W) in [0, 1] is odd: (N,), 0 or 1."""
+    return ((255 * rgb.double()).round().sum(dim=(1, 2, 3)) % 2).float()

@@ -83,6 +83,7 @@ def test_every_task_keeps_its_contract(name: str) -> None:
     rgb = torch.rand(2, 3, 32, 32)
     inputs, target = task.prepare(rgb)
     assert task.name == name
+    assert torch.equal(task.inputs_of(rgb), inputs)
     assert inputs.shape[1] == task.inputs[0].shape[1] + len(task.controls)
     assert inputs.shape[2] * task.photo_scale == 32
     assert target.shape[1] == task.outputs[0].shape[1]
