@@ -94,7 +94,7 @@ class Task(ABC):
         """Return the output (N, C, H, W) of doing nothing, to compare with."""
 
     def inputs_of(self, rgb: Tensor) -> Tensor:
-        """Return the first part of ``prepare(rgb)``, which networks are judged and calibrated on, without the target."""
+        """Return the first part of ``prepare(rgb)`` without the target: networks are judged and calibrated on it."""
         return self.prepare(rgb)[0]
 
     def app_input(self, rgb: Tensor) -> Tensor:
