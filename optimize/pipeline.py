@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from models.artifact import Artifact, write_json
 from models.errors import UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
-from models.registry import get_task
+from models.registry import MODELS, get_task
 from models.spec import Precision
 from optimize import shipping
 from optimize.exports import Job, check_made, move_back, plan, remove_strangers, run_jobs
+from optimize.narrow import TEACHER
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.registry import get_stage
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space, fingerprint, read_json
@@ -66,6 +67,8 @@ _SHARES = {"distill": 0.45, "prune": 0.35, "quantize": 0.2}
 #: Crops that the teacher answers, at least, for each minute of training, and at most (4 GB); and of one photo.
 _CROPS, _CROPS_A_MINUTE, _MAX_CROPS, _MAX_VIEWS = 1500, 750, 16_000, 48
 _LONG_MINUTES = 60.0
+#: Learning rates of students that start from random weights, and from the teacher's own.
+_SCRATCH_RATE, _NARROWED_RATE = 1e-3, 3e-4
 #: A student is small already: less to gain by pruning it, and less to train again.
 _STUDENT_SPEEDUP, _STUDENT_MINUTES = 1.25, 1.0
 
@@ -152,6 +155,8 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         defaults.update(model=recipe.teacher.model, task=recipe.teacher.task)
     if name in ("distill", "prune"):
         defaults["fit"] = {**defaults.get("fit", {}), "repeat": _views(recipe, len(photos.train))}
+    if name == "distill" and (rate := _start_rate(recipe)) is not None:
+        defaults["fit"] = {**defaults["fit"], "learning_rate": rate}
     goals = {"pruning_ratio", "target_latency_ms", "target_speedup"}
     if name == "prune" and len(photos.train) < FEW_PHOTOS:
         defaults["fine_tune"] = False
@@ -160,6 +165,23 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         if not goals & recipe.options.get(name, {}).keys():
             defaults["target_speedup"] = _STUDENT_SPEEDUP
     return defaults
+
+
+def _start_rate(recipe: Recipe) -> float | None:
+    """Return the learning rate of a student that does not start from the shipped one; None: the stage's own.
+
+    Measured on Zero-DCE's curves, 72 s for ``image_unet``: 27.3 dB to the teacher in 139 steps at 1e-3, 24.8 dB in 630
+    steps at 1e-4.
+    """
+    options = recipe.options.get("distill", {})
+    if options.get("student") == TEACHER:
+        return _NARROWED_RATE
+    row = MODELS.get(recipe.teacher.model)
+    is_shipped = recipe.teacher.weights is None and row is not None and row.weights is not None
+    own = options.get("student_kwargs") or options.get("from_scratch")
+    if is_shipped and row is not None and options.get("student") in (None, row.student) and not own:
+        return None
+    return _SCRATCH_RATE
 
 
 def _views(recipe: Recipe, photos: int) -> int:

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -233,7 +234,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (
             "run --teacher resnet18_unett",
             2,
-            "resnet18_unet, got 'resnet18_unett'; fix",
+            "got 'resnet18_unett'; fix: use 'resnet18_unet'",
         ),
         ("distill --teacher resnet18_unett", 2, "fix: use 'resnet18_unet'"),
         ("distill --data nowhere", 1, "photos: expected a folder, a named set, or URL#sha256=..., got 'nowhere'"),
@@ -364,3 +365,25 @@ def test_crops_a_photo_follow_time_and_disk(photos: int, flags: dict[str, Any], 
     from optimize.recipe import combine
 
     assert _views(combine(None, flags), photos) == views
+
+
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        ({}, 1e-4),
+        ({"distill.student_kwargs": {"widths": [16, 32, 64, 128]}}, 1e-3),
+        ({"distill.from_scratch": True}, 1e-3),
+        ({"distill.student": "image_unet"}, 1e-3),
+        ({"teacher.model": "torch.nn:Identity", "teacher.task": "image"}, 1e-3),
+        ({"teacher.model": "torch.nn:Identity", "teacher.task": "image", "distill.student": "teacher"}, 3e-4),
+        ({"distill.from_scratch": True, "distill.fit.learning_rate": 2e-4}, 2e-4),
+    ],
+)
+def test_a_student_from_random_weights_learns_faster(flags: dict[str, object], rate: float) -> None:
+    from optimize.pipeline import stage_defaults
+    from optimize.recipe import combine, stage_config
+
+    recipe = combine(None, flags)
+    few = SimpleNamespace(train=range(6))
+    config = stage_config(recipe, "distill", stage_defaults("distill", recipe, few))  # type: ignore[arg-type]
+    assert config.fit.learning_rate == rate
