@@ -56,10 +56,25 @@ class _Finder(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if self.layer is None and name.strip("_") == self.operator.strip("_"):
+    def note(self, called: str) -> None:
+        """Remember the module that computes when the operator is ``called``."""
+        if self.layer is None and called.strip("_") == self.operator.strip("_"):
             self.layer = self._stack[-1] if self._stack and self._stack[-1] else "the network itself"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+class _Functions(TorchFunctionMode):
+    """Shows a finder the functions that PyTorch takes apart before they are dispatched."""
+
+    def __init__(self, finder: _Finder) -> None:
+        super().__init__()
+        self.finder = finder
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.finder.note(getattr(func, "__name__", ""))
         return func(*args, **(kwargs or {}))
 
 
@@ -67,7 +82,7 @@ def layer_of(net: nn.Module, samples: Sequence[Tensor], operator: str) -> str | 
     """Return the name of the first module of ``net`` that calls an ATen operator on ``samples``, or None."""
     finder = _Finder(net, operator)
     try:
-        with torch.no_grad(), finder:
+        with torch.no_grad(), finder, _Functions(finder):
             net(*samples)
     except Exception:  # the network of a user may raise anything; then the layer stays unknown
         return finder.layer

@@ -98,6 +98,7 @@ def test_the_first_module_that_calls_an_operator() -> None:
     sample = (torch.rand(1, 3, 4, 4),)
     assert layer_of(net, sample, "gelu") == "1.1"
     assert layer_of(net, sample, "svd") is None
+    assert layer_of(nn.Sequential(nn.Identity(), nn.Flatten(1)), sample, "flatten") == "1"  # dispatched as a view
     assert all(not module._forward_hooks for module in net.modules())
 
 
