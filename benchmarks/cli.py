@@ -114,6 +114,42 @@ def _save(result: Benchmark, output: Path) -> Path:
     )
 
 
+@app.command("levels")
+def levels_command(
+    paths: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts of a task with a control.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of levels.md, levels.json and levels.svg.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of photos. Default: the embedded ones.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many photos.")] = 12,
+    count: Annotated[int, typer.Option(min=2, help="Levels, the ends among them.")] = 5,
+    input_size: Annotated[tuple[int, int], typer.Option("--input-size", metavar="H W", help="Pixels.")] = (256, 256),
+    lpips_net: Annotated[str, typer.Option("--lpips-net", help="lite, squeeze, alex or vgg.")] = "lite",
+    lpips_weights: Annotated[Path | None, typer.Option("--lpips-weights", help="Weights of an official net.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each runtime.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Plot PSNR and LPIPS against the level of a run-time control, and how smooth the way is."""
+    from benchmarks.levels import measure_levels, write_levels
+    from models.artifact import Artifact
+    from models.photos import centre_crop, embedded_photos, open_photos, to_batch
+    from models.registry import get_task
+
+    artifacts = [Artifact.load(path) for path in paths]
+    task = get_task(artifacts[0].task)
+    photos = open_photos(data) if data is not None else embedded_photos("eval")
+    size = task.photo_size(input_size)
+    rgb = to_batch([centre_crop(photos.load(index), *size) for index in range(min(limit, len(photos)))])
+    curves = measure_levels(
+        artifacts,
+        rgb,
+        count=count,
+        lpips_net=lpips_net,
+        lpips_weights=lpips_weights,
+        threads=threads,
+        progress=make_progress(quiet=quiet),
+    )
+    print(write_levels(output, curves, control=task.controls[0].name, lpips_net=lpips_net))
+
+
 @app.command("report")
 def report_command(
     report: Annotated[Path, typer.Argument(help="report.json or its folder.")],

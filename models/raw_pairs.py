@@ -45,7 +45,7 @@ def read_pair(packed: Path, target: Path) -> tuple[Tensor, Tensor]:
 def _read(path: Path) -> NDArray[np.uint16]:
     tools = require("tifffile", "raw")
     try:
-        pixels: Any = tools.imread(path)
+        pixels: Any = tools.imread(path, is_shaped=False)
     except (OSError, ValueError) as error:
         fix = "write it again as uint16 TIFF"
         raise DataError(explain(f"{path}", expected="a TIFF file", got=error, fix=fix)) from error

@@ -1,0 +1,58 @@
+"""Quality against the level: the numbers of each level, the transition, the chart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from benchmarks.levels import IDLE, measure_levels, write_levels
+from benchmarks.metrics import psnr
+from models.artifact import Artifact, load_network, save_network
+from models.errors import UnsupportedError, UsageError
+from models.registry import create_model, get_task
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A tiny AdaFM whose modification does something."""
+    torch.manual_seed(0)
+    kwargs = {"width": 8, "depth": 1}
+    net = create_model("adafm", **kwargs)
+    for parameter in net.tuning_parameters():
+        parameter.data.normal_(0, 0.5)
+    path = tmp_path_factory.mktemp("levels") / "adafm.safetensors"
+    return save_network(net, path, model="adafm", task="denoise", model_kwargs=kwargs)
+
+
+def test_each_level_is_scored_against_its_own_truth(denoiser: Artifact, tmp_path: Path) -> None:
+    rgb = torch.rand(2, 3, 64, 64)
+    idle, curve = measure_levels([denoiser], rgb, count=3, threads=1)
+    assert idle.name == IDLE
+    assert curve.levels == (0.0, 0.5, 1.0)
+    assert idle.psnr_db[0] > idle.psnr_db[1] > idle.psnr_db[2]
+    task, net = get_task("denoise"), load_network(denoiser)
+    inputs, target = task.prepare_at(rgb, [0.5])
+    with torch.inference_mode():
+        want = float(psnr(net(inputs).clamp(0, 1), target).mean())
+    assert curve.psnr_db[1] == pytest.approx(want, abs=1e-3)
+    assert curve.detour is not None
+    assert curve.detour >= 1 - 1e-6
+    assert curve.evenness is not None
+    assert 0 < curve.evenness <= 1
+    folder = write_levels(tmp_path / "out", [idle, curve], control="level", lpips_net="lite")
+    content = json.loads((folder / "levels.json").read_text())
+    assert content["curves"][1]["levels"] == [0.0, 0.5, 1.0]
+    drawing = ElementTree.fromstring((folder / "levels.svg").read_text())
+    assert len(drawing.findall("{http://www.w3.org/2000/svg}polyline")) == 4
+    assert "| adafm.safetensors |" in (folder / "levels.md").read_text()
+
+
+def test_what_has_no_level_is_refused(denoiser: Artifact, tiny_student: Artifact) -> None:
+    with pytest.raises(UnsupportedError, match="task colorize: expected a run-time control, got none"):
+        measure_levels([tiny_student], torch.rand(1, 3, 64, 64))
+    with pytest.raises(UsageError, match="levels: expected one task"):
+        measure_levels([denoiser, tiny_student], torch.rand(1, 3, 64, 64))
