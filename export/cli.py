@@ -157,6 +157,7 @@ def _report(
 ) -> None:
     """Print what was written and how far it is from PyTorch; raise ParityError where that is too far."""
     from export.parity import parity
+    from export.screens import words_of
     from models.artifact import size_of
 
     result = parity(source, made, device=device, threads=threads) if check else None
@@ -167,6 +168,7 @@ def _report(
         "sha256": made.sha256,
         "size_mb": round(size_of(made.path) / 1e6, 3),
         "parity": result.to_json() if result else None,
+        "screens": made.metadata.get("screens"),
     }
     if as_json:
         print_json(content)
@@ -176,6 +178,8 @@ def _report(
             print(f"error against PyTorch {result.found()}; allowed: {result.allowed()}; by {result.runtime}")
         if result and result.reason:
             print(f"note: {result.reason}")
+        for line in words_of(made.metadata.get("screens") or {}):
+            print(f"screen: {line}")
     if result and result.passed is False:
         fix = "keep the layers that differ in higher precision, or look at it with --no-check"
         raise ParityError(explain(f"{made.path.name}", expected=result.allowed(), got=result.found(), fix=fix))

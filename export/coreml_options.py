@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from export.contract import Contract, contract_of
+from export.screens import kept_names
 from models.artifact import Artifact
 from models.errors import InputSizeError, UnsupportedError, UsageError, explain
 from models.spec import Precision, TensorSpec
@@ -23,6 +24,7 @@ class Options:
         image_output: The output is an RGB picture, rendered by the task.
         int8: Where activations are quantized, see ``export.coreml_int8``.
         max_size: Largest height and width of a dynamic package, pixels.
+        keep_fp32: Torch module names that compute in FP32.
         sizes: The only heights and widths of a dynamic package; empty for a range.
 
     Raises:
@@ -33,6 +35,7 @@ class Options:
         self.image_input = _flag("image_input", given.get("image_input", False))
         self.image_output = _flag("image_output", given.get("image_output", False))
         self.int8 = str(given.get("int8", "per_layer"))
+        self.keep_fp32 = kept_names(given)
         self.max_size = _whole("max_size", given.get("max_size", LARGEST))
         self.sizes = _sizes(given.get("sizes", ()))
         if not dynamic and (self.sizes or "max_size" in given):

@@ -7,11 +7,12 @@ exponentiates, or when the caller names its layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract
 from export.onnx_graph import finish
+from models.controls import graph_feeds
 from models.errors import UsageError, explain, require
 
 if TYPE_CHECKING:
@@ -41,13 +42,20 @@ _ALWAYS_FLOAT = (
 )
 
 
-def to_half(model: ModelProto, contract: Contract, *, keep: tuple[str, ...] = ()) -> tuple[ModelProto, list[str]]:
+def to_half(
+    model: ModelProto,
+    contract: Contract,
+    *,
+    keep: tuple[str, ...] = (),
+    photos: Sequence[NDArray[np.float32]] = (),
+) -> tuple[ModelProto, list[str]]:
     """Cast a float graph to FP16 with FP32 inputs and outputs.
 
     Args:
         model: Float graph of ``float_onnx``; not changed.
         contract: Ranges and shapes of its inputs, which are probed for overflow.
         keep: Torch module names of layers that stay in FP32.
+        photos: Prepared photos (1, C, H, W) of the graph's size, probed too (``export.screens.probes``).
 
     Returns:
         The graph, and the names of the nodes that stayed in FP32.
@@ -59,7 +67,7 @@ def to_half(model: ModelProto, contract: Contract, *, keep: tuple[str, ...] = ()
     converter = require("onnxruntime.transformers.float16", "onnx")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    blocked = sorted({*_named(model, keep), *_overflowing(model, contract), *_of_kind(model, _ALWAYS_FLOAT)})
+    blocked = sorted({*_named(model, keep), *_overflowing(model, contract, photos), *_of_kind(model, _ALWAYS_FLOAT)})
     half: ModelProto = converter.convert_float_to_float16(
         copy,
         keep_io_types=True,
@@ -89,9 +97,9 @@ def _named(model: ModelProto, keep: tuple[str, ...]) -> list[str]:
     return found
 
 
-def _overflowing(model: ModelProto, contract: Contract) -> list[str]:
-    """Return the nodes that read or write a value above ``LIMIT`` on zeros, ones and noise in the contract's range."""
-    peaks = _peaks(model, contract)
+def _overflowing(model: ModelProto, contract: Contract, photos: Sequence[NDArray[np.float32]]) -> list[str]:
+    """Return the nodes that read or write a value above ``LIMIT`` on photos, zeros, ones and noise in the range."""
+    peaks = _peaks(model, contract, photos)
     return [
         node.name
         for node in model.graph.node
@@ -99,7 +107,7 @@ def _overflowing(model: ModelProto, contract: Contract) -> list[str]:
     ]
 
 
-def _peaks(model: ModelProto, contract: Contract) -> dict[str, float]:
+def _peaks(model: ModelProto, contract: Contract, photos: Sequence[NDArray[np.float32]]) -> dict[str, float]:
     import numpy as np
 
     onnx, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
@@ -117,7 +125,7 @@ def _peaks(model: ModelProto, contract: Contract) -> dict[str, float]:
     settings.log_severity_level = 3
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(probe.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    for feeds in _probes(contract):
+    for feeds in (*_probes(contract), *(graph_feeds(photo, contract.inputs) for photo in photos)):
         for name, value in zip(names, session.run(names, feeds), strict=True):
             peaks[name] = max(peaks.get(name, 0.0), float(np.abs(value).max()))
     return peaks

@@ -60,6 +60,7 @@ _ROWS = (
         module="export.to_tensorrt",
         options={
             "compute_capability": "GPUs to build for, for example sm89 (SM75 SM80 SM86 SM89 SM120 SM121)",
+            "keep_fp32": "torch module names, with commas, that stay in FP32 when the rest is cast to FP16",
             "timing_cache": "file that keeps kernel timings between builds",
             "max_size": "largest height and width of a dynamic engine",
         },
@@ -78,6 +79,7 @@ _ROWS = (
             "sizes": "the only sizes of a dynamic package, for example 256x256,512x512 (each can run on the ANE)",
             "max_size": "largest height and width of a dynamic package (default 2048)",
             "int8": "where activations are quantized: per_layer or linear_quantizer",
+            "keep_fp32": "torch module names, with commas, that compute in FP32 where the rest computes in FP16",
         },
     ),
 )

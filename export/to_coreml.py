@@ -30,8 +30,9 @@ from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.refusal import say_refusal
 from export.registry import get_target
+from export.screens import Screens, screen_artifact
 from models.artifact import Artifact, load_network
-from models.errors import ExportError, PareError, explain
+from models.errors import ExportError, PareError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec, get_task
 from models.spec import Precision, TensorSpec
@@ -90,12 +91,17 @@ def export(
     notes: dict[str, Any] = {"deployment_target": DEPLOYMENT_TARGET, "options": given.to_json()}
     with (progress or NULL_PROGRESS).track(f"Core ML {precision}", total=3) as bar:
         net = load_network(artifact).float()
+        screens = screen_artifact(artifact, input_size)
+        notes["screens"] = screens.to_json()
+        kept = _kept(net, given, screens)
         if precision is Precision.INT8:
             net, record = _quantize(net, artifact, quantization, given.int8)
             notes["quantization"] = record.to_json(output.parent)
+        if contract.precision is not Precision.FP32:
+            notes["kept_fp32"] = sorted(kept)
         net = _with_pictures(net, artifact.task, given)
         bar.advance()
-        model = _convert(tools, net, contract, given)
+        model = _convert(tools, net, contract, given, kept)
         bar.advance()
         _describe(model, contract, artifact, given)
         with replacing(output) as temporary:
@@ -167,12 +173,29 @@ def _lightness(rgb: Tensor) -> Tensor:
     return normalize_lab(rgb_to_lab(rgb))[0]
 
 
-def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options) -> Any:
+def _kept(net: nn.Module, given: Options, screens: Screens) -> frozenset[str]:
+    """Return the modules that compute in FP32: those asked for, all below them, and those of the overflow screen.
+
+    Raises:
+        UsageError: The network has no such module.
+    """
+    modules = [name for name, _ in net.named_modules()]
+    asked = [name for name in modules if any(name == one or name.startswith(f"{one}.") for one in given.keep_fp32)]
+    if missing := [one for one in given.keep_fp32 if one not in modules]:
+        fix = "use names of net.named_modules()"
+        raise UsageError(explain("keep_fp32", expected="layers of the network", got=", ".join(missing), fix=fix))
+    return frozenset((*asked, *screens.keep))
+
+
+def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kept: frozenset[str]) -> Any:
     import numpy as np
     import torch
 
     samples = tuple(torch.from_numpy(sample) for sample in example_inputs(contract, contract.input_size))
+    pictures = given.image_input or given.image_output
     precision = tools.precision.FLOAT32 if contract.precision is Precision.FP32 else tools.precision.FLOAT16
+    if kept and contract.precision is not Precision.FP32:
+        precision = tools.transform.FP16ComputePrecision(op_selector=lambda op: module_of(op, pictures) not in kept)
     types = [_input_type(tools, spec, contract, given) for spec in contract.inputs]
     if given.image_output:
         outputs = [tools.ImageType(name=spec.name, color_layout=tools.colorlayout.RGB) for spec in contract.outputs]
@@ -196,6 +219,13 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options) -> 
         got = f"{type(error).__name__}: {say_refusal(error, net, samples)}"
         what = f"Core ML export of {contract.model}"
         raise ExportError(explain(what, expected="a convertible network", got=got, fix=fix)) from error
+
+
+def module_of(operation: Any, pictures: bool) -> str:
+    """Return the torch module that an operation of the converter comes from; ``""`` is the network's own forward."""
+    found = {str(source).rpartition(".")[2]: names for source, names in operation.scopes.items()}
+    path = [str(name) for name in found.get("TORCHSCRIPT_MODULE_NAME", ())][:-1]
+    return ".".join(path[1:] if pictures and path[:1] == ["net"] else path)
 
 
 def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:

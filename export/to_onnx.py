@@ -17,6 +17,7 @@ from export.files import check_output, replacing, write_bytes
 from export.onnx_graph import finish
 from export.quiet import quiet
 from export.registry import get_target
+from export.screens import kept_names, probes, screen_artifact
 from models.artifact import Artifact, load_network
 from models.errors import ExportError, PareError, UnsupportedError, UsageError, explain, require
 from models.progress import NULL_PROGRESS, Progress
@@ -74,14 +75,12 @@ def export(
         record = record_of(artifact, quantization) if precision is Precision.INT8 else None
         model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=given.get("opset", OPSET))
         bar.advance()
-        notes: dict[str, Any] = {}
+        notes: dict[str, Any] = {"screens": screen_artifact(artifact, input_size).to_json()}
         if precision is Precision.FP16:
             from export.onnx_half import to_half
 
-            keep = given.get("keep_fp32", ())
-            keep = keep.split(",") if isinstance(keep, str) else keep
-            model, kept = to_half(model, contract, keep=tuple(keep))
-            notes["kept_fp32"] = kept
+            photos = probes(artifact, input_size)
+            model, notes["kept_fp32"] = to_half(model, contract, keep=kept_names(given), photos=photos)
         elif record is not None:
             model = lower(model, record, "onnxruntime", contract)
             notes["quantization"] = record.to_json(output.parent)

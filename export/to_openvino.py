@@ -17,6 +17,7 @@ from export.contract import Contract, contract_of, embedded
 from export.files import check_output, replacing
 from export.quiet import quiet
 from export.registry import get_target
+from export.screens import screen_artifact
 from export.target import CheckedRunner, timed_load
 from export.to_onnx import float_onnx, layer_nodes, record_of
 from models.artifact import Artifact
@@ -77,6 +78,7 @@ def export(
         model = _convert(ov, graph)
         bar.advance()
         notes: dict[str, Any] = {"inference_precision": remainder if precision is Precision.INT8 else precision.value}
+        notes["screens"] = screen_artifact(artifact, input_size).to_json()
         if record is not None:
             model = _quantize(model, graph, record, contract, given)
             notes["quantization"] = record.to_json(output.parent)

@@ -17,6 +17,7 @@ from export import cuda
 from export.contract import Contract, contract_of, embedded
 from export.files import check_output, write_bytes
 from export.registry import get_target
+from export.screens import kept_names, probes, screen_artifact
 from export.to_onnx import float_onnx, lower, record_of
 from models.artifact import Artifact, sha256_of
 from models.errors import (
@@ -73,11 +74,12 @@ def export(
     profile = _profile(contract, given.get("max_size")) if dynamic else None
     with progress.track(f"TensorRT {precision}", total=3) as bar:
         model = float_onnx(artifact, input_size=input_size, dynamic=dynamic)
-        notes: dict[str, Any] = {}
+        notes: dict[str, Any] = {"screens": screen_artifact(artifact, input_size).to_json()}
         if precision is Precision.FP16:
             from export.onnx_half import to_half
 
-            model, notes["kept_fp32"] = to_half(model, contract)
+            photos = probes(artifact, input_size)
+            model, notes["kept_fp32"] = to_half(model, contract, keep=kept_names(given), photos=photos)
         elif precision is Precision.INT8:
             record = record_of(artifact, quantization)
             model = lower(model, record, "tensorrt", contract)

@@ -86,7 +86,7 @@ def test_open_sizes_have_a_profile(exported: Exporter) -> None:
         ({"max_size": "32x32"}, True, UsageError, "option max_size: expected at least 64x64, got 32x32"),
         ({"max_size": "100"}, True, InputSizeError, "multiple of 32, got 100x100"),
         ({"max_size": "big"}, True, UsageError, "option max_size: expected HEIGHTxWIDTH, got 'big'"),
-        ({"workspace": 1}, False, UsageError, r"expected compute_capability \| timing_cache \| max_size"),
+        ({"workspace": 1}, False, UsageError, r"expected compute_capability \| keep_fp32 \| timing_cache \| max_size"),
     ],
 )
 def test_bad_requests_are_refused_and_leave_nothing(

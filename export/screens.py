@@ -1,0 +1,246 @@
+"""What to know of a network before it is exported: values that FP16 cannot hold, operators that engines run slowly.
+
+The network runs once in FP32 on a few photos, watched operator by operator. A layer that reads or writes a value near
+the largest half (65504) is kept in FP32 by the FP16 exporters (NAFNet's LayerNorm squares activations of hundreds:
+NVIDIA/TensorRT#3897, #4338). Operators off the fast path are listed with the rewrite that was applied or is advised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.artifact import Artifact, load_network
+from models.spec import SizeRequirements
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+LARGEST_HALF = 65504.0
+#: Above this a layer stays in FP32: photos beyond the screened ones may reach four times the value.
+LIMIT = LARGEST_HALF / 4
+_PHOTOS = 4
+_SIDE = 128
+_TOP = 12
+
+#: ATen operator -> (what it is called, the rewrite that was applied or is advised).
+OPERATORS: Mapping[str, tuple[str, str]] = {
+    "transposed convolution": (
+        "kept",
+        "runs below the speed of a convolution; a network to be trained anew should use pixel shuffle",
+    ),
+    "resize": ("kept", "nearest and bilinear with half-pixel centres run everywhere; others differ between engines"),
+    "grid sample": ("kept", "not on the Neural Engine; write a look-up of a small grid as products with hat weights"),
+    "attention": ("applied", "written as matrix products and a softmax in at most five dimensions; float in INT8"),
+    "LayerNorm": ("kept", "float in INT8 and FP32 in FP16 graphs; over channels, models.norms needs no transposes"),
+    "norm over channels": ("applied", "mean and mean square over dimension 1, without moving the channels last"),
+    "cyclic shift": ("advised", "torch.roll becomes gathers in some engines; models.windows.roll uses two slices"),
+    "gather": ("advised", "indexing with a tensor: compute the indices once, or use slices"),
+    "cumulative sum": ("advised", "sequential on most engines; a product with a triangular matrix is not"),
+    "sort": ("advised", "runs on the processor in mobile engines"),
+}
+_KINDS: Mapping[str, str] = {
+    "upsample_bilinear2d": "resize",
+    "upsample_nearest2d": "resize",
+    "_upsample_nearest_exact2d": "resize",
+    "upsample_bicubic2d": "resize",
+    "_upsample_bilinear2d_aa": "resize",
+    "_upsample_bicubic2d_aa": "resize",
+    "grid_sampler_2d": "grid sample",
+    "grid_sampler_3d": "grid sample",
+    "_softmax": "attention",
+    "_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "_scaled_dot_product_attention_math": "attention",
+    "native_layer_norm": "LayerNorm",
+    "roll": "cyclic shift",
+    "index": "gather",
+    "gather": "gather",
+    "index_select": "gather",
+    "cumsum": "cumulative sum",
+    "sort": "sort",
+    "topk": "sort",
+}
+
+
+@dataclass(frozen=True)
+class LargeLayer:
+    """A layer near or beyond the range of FP16.
+
+    Attributes:
+        layer: Torch module name; ``""`` is the network's own ``forward``.
+        peak: Largest absolute value that it reads or writes.
+        overflows: The value is beyond the largest half; else it is within a factor of four.
+    """
+
+    layer: str
+    peak: float
+    overflows: bool
+
+
+@dataclass(frozen=True)
+class SlowOperator:
+    """An operator that engines run below the speed of a convolution.
+
+    Attributes:
+        operator: What it is.
+        count: How many times it runs.
+        layers: Some of the modules that run it.
+        rewrite: ``applied``, ``advised`` or ``kept``.
+        advice: What was or can be done.
+    """
+
+    operator: str
+    count: int
+    layers: tuple[str, ...]
+    rewrite: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Screens:
+    """What the screens found.
+
+    Attributes:
+        photos: How many photos the network ran on.
+        size: Their height and width.
+        peaks: Layer -> largest absolute value that it reads or writes, the largest of all layers.
+        large: Layers that FP16 exports keep in FP32.
+        slow: Operators off the fast path.
+    """
+
+    photos: int
+    size: tuple[int, int]
+    peaks: Mapping[str, float]
+    large: tuple[LargeLayer, ...]
+    slow: tuple[SlowOperator, ...]
+
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """Names of the layers that FP16 exports keep in FP32."""
+        return tuple(item.layer for item in self.large)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; of ``peaks`` the largest ones."""
+        ordered = sorted(self.peaks.items(), key=lambda item: -item[1])[:_TOP]
+        return {
+            "photos": self.photos,
+            "size": list(self.size),
+            "fp16_limit": LIMIT,
+            "largest": {layer or "forward": float(f"{peak:.4g}") for layer, peak in ordered},
+            "large": [{**asdict(item), "layer": item.layer or "forward"} for item in self.large],
+            "slow": [{**asdict(item), "layers": list(item.layers)} for item in self.slow],
+        }
+
+
+def words_of(content: Mapping[str, Any]) -> list[str]:
+    """Return as sentences what ``Screens.to_json`` wrote into the metadata of an artifact."""
+    lines = []
+    if large := content.get("large"):
+        worst = max(float(item["peak"]) for item in large)
+        names = ", ".join(item["layer"] for item in large[:5])
+        more = f" and {len(large) - 5} more" if len(large) > 5 else ""
+        text = f"FP16 range: {names}{more} reach {worst:.3g}, and a half ends at {LARGEST_HALF:g}"
+        lines.append(f"{text}: in FP16, ONNX, TensorRT and Core ML files keep them in FP32")
+    for item in content.get("slow", ()):
+        lines.append(f"{item['operator']} x{item['count']} ({item['rewrite']}): {item['advice']}")
+    return lines
+
+
+def screen(net: nn.Module, inputs: Sequence[Tensor]) -> Screens:
+    """Run ``net`` in eval mode on each of ``inputs`` (N, C, H, W) and return what was found.
+
+    What the network raises on these inputs is passed on.
+    """
+    import torch
+
+    from export.screen_watch import Watch
+
+    training = net.training
+    net.eval()
+    watch = Watch(net, _KINDS)
+    try:
+        with torch.no_grad(), watch:
+            for item in inputs:
+                net(item)
+    finally:
+        watch.close()
+        net.train(training)
+    large = [LargeLayer(layer, peak, peak > LARGEST_HALF) for layer, peak in watch.peaks.items() if peak > LIMIT]
+    slow = []
+    for kind, layers in watch.met.items():
+        rewrite, advice = OPERATORS[kind]
+        names = tuple(dict.fromkeys(layer or "forward" for layer in layers))
+        slow.append(SlowOperator(kind, len(layers) // max(len(inputs), 1), names[:4], rewrite, advice))
+    count = sum(len(item) for item in inputs)
+    size = (int(inputs[0].shape[2]), int(inputs[0].shape[3])) if inputs else (0, 0)
+    return Screens(count, size, watch.peaks, tuple(large), tuple(slow))
+
+
+def screen_artifact(artifact: Artifact, input_size: tuple[int, int]) -> Screens:
+    """Screen the network of a ``torch`` artifact on its calibration inputs, or else on the photos that ship with Pare.
+
+    The result of the same artifact and size is computed once in a process. Sides are at most 128 pixels (or the least
+    that the network takes): peaks depend on content, hardly on size.
+    """
+    return _screened(artifact.path, artifact.sha256, (int(input_size[0]), int(input_size[1])))
+
+
+def probes(artifact: Artifact, input_size: tuple[int, int]) -> list[NDArray[np.float32]]:
+    """Return two prepared photos (1, C, H, W) of ``input_size``, controls packed, for a graph to be probed on."""
+    return _inputs(artifact, (int(input_size[0]), int(input_size[1])), 2)
+
+
+def kept_names(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the module names of the option ``keep_fp32``: a list, or a text with commas."""
+    given = options.get("keep_fp32", ())
+    return tuple(name for name in (given.split(",") if isinstance(given, str) else given) if name)
+
+
+@lru_cache(maxsize=8)
+def _screened(path: Path, sha256: str, size: tuple[int, int]) -> Screens:
+    import torch
+
+    from models.registry import get_spec
+
+    artifact = Artifact.load(path)
+    inputs = _inputs(artifact, _small(get_spec(artifact.model, task=artifact.task).size, size), _PHOTOS)
+    return screen(load_network(artifact).float(), [torch.from_numpy(item) for item in inputs])
+
+
+def _small(allowed: SizeRequirements, size: tuple[int, int]) -> tuple[int, int]:
+    """Return ``size`` scaled to sides of at most 128 pixels that the network can take."""
+    scale = min(1.0, _SIDE / max(size))
+    height, width = allowed.fit(*(max(1, round(side * scale)) for side in size))
+    return (height, width) if height * width < size[0] * size[1] else size
+
+
+def _inputs(artifact: Artifact, size: tuple[int, int], count: int) -> list[NDArray[np.float32]]:
+    """Return calibration inputs of ``size`` where the artifact carries some, else photos through its task."""
+    import torch
+
+    from export.quantization import quantization_of
+    from models.photos import embedded_photos, to_batch
+    from models.registry import get_task
+
+    record = quantization_of(artifact)
+    if record is not None:
+        made = torch.from_numpy(record.inputs()[:count])
+    else:
+        photos = embedded_photos("train").sample(count, seed=0)
+        rgb = torch.cat([_resized(to_batch([photo]), size) for photo in photos])
+        made = get_task(artifact.task).prepare(rgb)[0]
+    return [item.numpy() for item in _resized(made, size).split(1)]
+
+
+def _resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (N, C, H, W); values stay inside of the range that they have."""
+    from torch.nn import functional
+
+    if tuple(x.shape[2:]) == size:
+        return x
+    return functional.interpolate(x, size=size, mode="bilinear", antialias=True)
