@@ -233,6 +233,27 @@ def train_lite_command(
     typer.echo(str(train_lite(config, progress=make_progress(quiet=quiet))))
 
 
+@app.command("balance")
+def balance_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the figures and a picture.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of photos. Default: sample photos.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many photos.")] = 2,
+    size: Annotated[tuple[int, int], typer.Option(metavar="H W", help="Height and width, pixels.")] = (3000, 4000),
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the ways to balance the colours of a large photo: chain, look-up table, student."""
+    from benchmarks.balance import compare_ways, table, to_json
+    from models.artifact import write_json
+    from models.photos import embedded_photos, open_photos
+
+    photos = open_photos(data) if data is not None else embedded_photos("eval")
+    rows = compare_ways(photos, output, size=size, limit=limit, progress=make_progress(quiet=quiet))
+    answer = {"output": str(output), "height": size[0], "width": size[1], "rows": to_json(rows)}
+    write_json(output / "balance.json", answer)
+    print_json(answer) if as_json else typer.echo(table(rows))
+
+
 @app.command("probe", hidden=True)
 def probe_command(
     path: Path,

@@ -57,18 +57,36 @@ def upsample_bilinear(x: Tensor, scale: int) -> Tensor:
     """
     if scale == 1:
         return x
-    open_size = any(isinstance(side, torch.SymInt | torch.fx.Proxy) for side in (x.shape[2], x.shape[3]))
-    if open_size or torch.jit.is_tracing():  # type: ignore[attr-defined]  # coremltools traces, and has a resize
+    if _is_open(x):
         return functional.interpolate(x, scale_factor=float(scale), mode="bilinear", align_corners=False)
-    rows = _triangle(x.shape[2], scale, x)
-    columns = _triangle(x.shape[3], scale, x)
+    return _resize(x, x.shape[2] * scale, x.shape[3] * scale)
+
+
+def resize_bilinear(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize to a fixed size (half-pixel centres, no antialiasing): (N, C, H, W) -> (N, C, *size).
+
+    The same numbers as ``interpolate(size=size, mode="bilinear")``, as two matrix products where H and W are known.
+    """
+    if _is_open(x):
+        return functional.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return x if tuple(x.shape[2:]) == tuple(size) else _resize(x, *size)
+
+
+def _is_open(x: Tensor) -> bool:
+    """Whether H and W are not known, or the graph is traced for coremltools, which has a resize."""
+    open_size = any(isinstance(side, torch.SymInt | torch.fx.Proxy) for side in (x.shape[2], x.shape[3]))
+    return open_size or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+def _resize(x: Tensor, height: int, width: int) -> Tensor:
+    rows, columns = _triangle(x.shape[2], height, x), _triangle(x.shape[3], width, x)
     return torch.matmul(torch.matmul(rows, x), columns.transpose(0, 1))
 
 
-def _triangle(size: int, scale: int, like: Tensor) -> Tensor:
-    """Weights (scale * size, size) of linear interpolation along one axis."""
+def _triangle(size: int, wanted: int, like: Tensor) -> Tensor:
+    """Weights (wanted, size) of linear interpolation along one axis."""
     coarse = torch.arange(size, dtype=like.dtype, device=like.device)
-    fine = (torch.arange(size * scale, dtype=like.dtype, device=like.device) + 0.5) / scale - 0.5
+    fine = (torch.arange(wanted, dtype=like.dtype, device=like.device) + 0.5) / (wanted / size) - 0.5
     fine = torch.minimum(fine.clamp_min(0), coarse[-1])
     return (1 - (fine[:, None] - coarse[None, :]).abs()).clamp_min(0)
 

@@ -122,6 +122,30 @@ _COLORIZE_ROWS = (
         source="Ronneberger et al. 2015; milesial/Pytorch-UNet",
     ),
 )
+_BALANCE_ROWS = (
+    ModelSpec(
+        name="latent_balancer",
+        task="balance",
+        factory="models.latent_balancer:latent_balancer",
+        inputs=(_RGB_IN,),
+        outputs=(_RGB_OUT,),
+        size=SizeRequirements(minimum=32, multiple_of=8),
+        student="balance_lut",
+        weights="latent_balancer.safetensors",
+        source="Rombach et al. 2022 (autoencoder); Pare",
+    ),
+    ModelSpec(
+        name="balance_lut",
+        task="balance",
+        factory="models.balance_lut:balance_lut",
+        inputs=(_RGB_IN,),
+        outputs=(_RGB_OUT,),
+        size=SizeRequirements(minimum=32),
+        role="student",
+        weights="balance_lut.safetensors",
+        source="Zeng et al. 2020",
+    ),
+)
 _RAW = TensorSpec("input", ("N", 4, "H", "W"), value_range=(0.0, 1.0), color_space="bayer-rgbg")
 _DOUBLE = TensorSpec("output", ("N", 3, "2H", "2W"), value_range=(0.0, 1.0))
 _SID = ModelSpec(
@@ -237,7 +261,15 @@ _ADAIN = ModelSpec(
     source="Huang and Belongie 2017; naoto0804/pytorch-AdaIN",
 )
 _STYLE_ROWS = (_ADAIN, replace(_ADAIN, name="adain_s", defaults={"width": 16}, role="student", student=None))
-_MODEL_ROWS = (*_COLORIZE_ROWS, *_OVERLAY_ROWS, *_OVERLAY_STUDENT_ROWS, *_LOW_LIGHT_ROWS, *_DENOISE_ROWS, *_STYLE_ROWS)
+_MODEL_ROWS = (
+    *_COLORIZE_ROWS,
+    *_OVERLAY_ROWS,
+    *_OVERLAY_STUDENT_ROWS,
+    *_LOW_LIGHT_ROWS,
+    *_DENOISE_ROWS,
+    *_STYLE_ROWS,
+    *_BALANCE_ROWS,
+)
 _TASK_ROWS = (
     ("colorize", "models.tasks.colorize:Colorize"),
     ("image", "models.tasks.image:Image"),

@@ -101,7 +101,7 @@ def random_table(generator: torch.Generator, size: int = _NODES) -> Tensor:
     use = torch.rand(4, generator=generator) < 0.5
     use[1] |= ~use.any()
     rgb = identity_3d(size)[None]
-    draws = (uniform(-0.7, 0.7), uniform(-0.7, 0.7, 2), uniform(-0.8, 0.8, 2), uniform(-1, 1, 9))
+    draws = (uniform(-0.9, 0.9), uniform(-1.3, 1.3, 2), uniform(-1.3, 1.3, 2), uniform(-1, 1, 9))
     for chosen, family, draw in zip(use.tolist(), (gamma, cast, mixed_light, film), draws, strict=True):
         if chosen:
             rgb = family(rgb, draw)

@@ -1,0 +1,61 @@
+"""The networks of colour balance through every target and precision, at tiny widths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from export.golden import random_photo
+from export.parity import check_parity
+from export.quantization import Quantization
+from export.registry import TARGETS, get_target, list_targets
+from models.artifact import Artifact, save_network, save_tensors, sha256_of
+from models.registry import create_model
+from models.spec import Precision
+
+SIZE = (32, 32)
+KWARGS: dict[str, dict[str, Any]] = {
+    "balance_lut": {"widths": [8, 16], "basis": 8, "nodes": 4, "thumbnail": 16},
+    "latent_balancer": {"block_out_channels": [8, 8], "norm_num_groups": 2, "width": 8, "depth": 1, "heads": 2},
+}
+CASES = [
+    *[("balance_lut", target, precision) for target in list_targets() for precision in TARGETS[target].precisions],
+    ("latent_balancer", "onnx", Precision.FP32),
+    ("latent_balancer", "onnx", Precision.FP16),
+    ("latent_balancer", "openvino", Precision.FP32),
+]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Artifact]:
+    """Both networks, moved off the identity, in float and quantized (True)."""
+    folder = tmp_path_factory.mktemp("balance")
+    path = folder / "calibration.safetensors"
+    save_tensors({"input": torch.cat([random_photo(SIZE, seed=seed) for seed in range(8)])}, path)
+    record = Quantization(calibration=path, samples=8, sha256=sha256_of(path))
+    made = {}
+    for name, kwargs in KWARGS.items():
+        torch.manual_seed(4)
+        net: Any = create_model(name, **kwargs)
+        last = net.tables if name == "balance_lut" else net.balancer.conv_out
+        torch.nn.init.normal_(last.weight, std=0.05)
+        how: dict[str, Any] = {"model": name, "task": "balance", "model_kwargs": kwargs}
+        plain = save_network(net, folder / f"{name}.safetensors", **how)
+        how["metadata"] = {"quantization": record.to_json(folder)}
+        int8 = save_network(net, folder / f"{name}-int8.safetensors", precision=Precision.INT8, parent=plain, **how)
+        made.update({(name, False): plain, (name, True): int8})
+    return made
+
+
+@pytest.mark.parametrize(("name", "target", "precision"), CASES)
+def test_they_convert_and_pass_parity(
+    name: str, target: str, precision: Precision, sources: dict[tuple[str, bool], Artifact], tmp_path: Path
+) -> None:
+    pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
+    row, source = get_target(target), sources[name, precision is Precision.INT8]
+    made = row.load().export(source, tmp_path / f"net{row.suffix}", precision=precision, input_size=SIZE)
+    result = check_parity(sources[name, False], made)
+    assert result.passed is not False
