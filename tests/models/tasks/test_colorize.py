@@ -61,7 +61,7 @@ def test_half_precision_is_rendered_in_float(task: Colorize) -> None:
 
 
 def test_loss_weight_grows_with_the_rarity_of_a_colour(task: Colorize) -> None:
-    ab = [[0.0, -8.0, 14.0, 0.0, 0.0, -120.0], [0.0, 0.0, 0.0, -32.0, 20.0, 90.0]]  # grey, green, ..., beyond the cap
+    ab = [[0.0, -7.0, 22.0, 0.0, 0.0, -120.0], [0.0, 0.0, 0.0, -32.0, 25.0, 90.0]]  # grey, green, ..., beyond the cap
     target = torch.tensor(ab).view(1, 2, 1, 6) / 255
     wanted = torch.tensor([0.5, 1.0, 1.0, 2.5, 1.0, 4.0]).view(1, 1, 1, 6)
     torch.testing.assert_close(task.loss_weight(target), wanted)
