@@ -52,7 +52,7 @@ def lower_nncf(
         fix = "choose one of these"
         raise ConfigError(explain("NNCF preset", expected=" | ".join(presets), got=repr(preset), fix=fix))
     _correct(_layers(model), quantization.bias_corrections())
-    float_operations = [*ignored, *_plain_products(model)]
+    float_operations = [*ignored, *_plain_products(model), *_steered(model, image=graph.graph.input[0].name)]
     inputs = quantization.inputs()[:_PHOTOS]  # only for ranges of what is not in the ONNX graph
     specs = graph_specs(graph)
     quantized = nncf.quantize(
@@ -119,6 +119,27 @@ def _plain_products(model: Any) -> list[str]:
     kinds = ("MatMul", "ScaledDotProductAttention")
     products = [operation for operation in model.get_ops() if operation.get_type_name() in kinds]
     return [operation.get_friendly_name() for operation in products if not has_weight(operation)]
+
+
+def _steered(model: Any, *, image: str) -> list[str]:
+    """Return the friendly names of the operations that read a value computed from controls alone.
+
+    A level in INT8 would end at the largest one that was calibrated, and move in steps.
+    """
+    seen: dict[str, bool] = {}  # friendly name -> whether the image reaches it; constants are not in it
+    found = []
+    for operation in model.get_ordered_ops():
+        name = operation.get_friendly_name()
+        if operation.get_type_name() == "Parameter":
+            seen[name] = image in operation.output(0).get_names()
+            continue
+        parents = [value.get_node().get_friendly_name() for value in operation.input_values()]
+        known = [seen[parent] for parent in parents if parent in seen]
+        if known:
+            seen[name] = any(known)
+        if not all(known) and operation.get_type_name() != "Result":
+            found.append(name)
+    return found
 
 
 def _correct(layers: Mapping[str, Any], corrections: Mapping[str, Any]) -> None:

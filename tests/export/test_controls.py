@@ -92,6 +92,19 @@ def test_core_ml_pictures_leave_the_control_an_array(
     assert check_parity(two_inputs, made, [photo], threads=1).passed
 
 
+def test_openvino_int8_follows_a_level_beyond_the_calibrated_ones(
+    two_inputs: Artifact, quantized_two: Artifact, tmp_path: Path
+) -> None:
+    made = make("openvino", Precision.INT8, two_inputs, quantized_two, tmp_path)
+    photo = random_photo(SIZE, seed=20).numpy()
+    gains = []
+    with get_target("openvino").load().open_runner(made.path, threads=1) as runner:
+        for level in (2.0, 4.0, 8.0):
+            gains.append(runner.infer({"input": photo, "level": np.array([level], np.float32)})["output"] - photo)
+    assert np.abs(gains[1] - gains[0]).max() > 0.1 * np.abs(gains[0]).max()
+    assert np.abs(gains[2] - gains[1]).max() > 0.1 * np.abs(gains[0]).max()
+
+
 def test_linear_quantizer_takes_a_control(two_inputs: Artifact, quantized_two: Artifact, tmp_path: Path) -> None:
     made = make("coreml", Precision.INT8, two_inputs, quantized_two, tmp_path, options={"int8": "linear_quantizer"})
     assert check_parity(two_inputs, made, threads=1).passed
