@@ -150,6 +150,61 @@ def levels_command(
     print(write_levels(output, curves, control=task.controls[0].name, lpips_net=lpips_net))
 
 
+@app.command("zoo")
+def zoo_command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the table; what is finished in it is not run again.")
+    ] = Path("runs/zoo"),
+    models: Annotated[
+        list[str] | None, typer.Option(help="Teachers, with commas or again for more. Default: all.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="Training time of a model; half for the teacher.")] = 2.0,
+    data: Annotated[str | None, typer.Option(help="What optimize takes. Default: sample photos.")] = None,
+    input_size: InputSize = (256, 256),
+    targets: Annotated[
+        list[str] | None, typer.Option(help="Targets, with commas or again for more. Default: all.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of training and of each engine.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Train teachers that ship with weights too.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the recipe. Again for more.")
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take every registered teacher through the whole path at a small budget; exit status 1 when none got through."""
+    from benchmarks.zoo import ZooConfig, run_zoo
+
+    config = ZooConfig(
+        models=_names(models),
+        minutes=minutes,
+        data=data,
+        input_size=input_size,
+        targets=_names(targets),
+        threads=threads,
+        seed=seed,
+        from_scratch=from_scratch,
+        settings=tuple(settings or ()),
+    )
+    content = run_zoo(config, output, progress=make_progress(quiet=quiet))
+    if as_json:
+        print_json({"output": str(output / "index.html"), **content})
+    else:
+        from benchmarks.terminal import print_zoo
+
+        print_zoo(content["rows"], output / "index.html")
+    if all(row["status"] == "failed" for row in content["rows"]):
+        raise typer.Exit(1)
+
+
+def _names(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of an option that takes several, with commas or again."""
+    return tuple(name.strip() for text in given or () for name in text.split(",") if name.strip())
+
+
 @app.command("report")
 def report_command(
     report: Annotated[Path, typer.Argument(help="report.json or its folder.")],

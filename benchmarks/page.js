@@ -51,6 +51,7 @@
   }
   function show() {
     const [a, b] = [images[photo.value][first.value], images[photo.value][second.value]];
+    if (!a || !b) return;
     [under.src, over.src, under.alt, over.alt] = [a.src, b.src, a.alt, b.alt];
     [left.textContent, right.textContent] = [a.alt, b.alt];
     wipe();

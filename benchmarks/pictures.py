@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Two pictures are shown as one when no pixel differs by more than this, of 255: nobody can see it.
 _SAME_STEPS = 3
+#: Label of what the task's do-nothing baseline renders, shown where it is not the input.
+DO_NOTHING = "Do nothing"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Picture:
     Attributes:
         photo: Name.
         why: Why this photo is shown.
-        tiles: Input first, ground truth last where there is one.
+        tiles: Input first, then doing nothing where that is another picture, ground truth last where there is one.
     """
 
     photo: str
@@ -92,22 +94,24 @@ def take_pictures(
         judged_by: Label of the artifact whose LPIPS chose them.
         progress: Where to report.
     """
-    shown: list[tuple[int, str, NDArray[np.uint8], NDArray[np.uint8] | None, dict[str, NDArray[np.uint8]]]] = []
+    shown: list[tuple[int, str, list[Tile], NDArray[np.uint8] | None, dict[str, NDArray[np.uint8]]]] = []
     with progress.track("Taking pictures", total=len(chosen) * len(contestants)) as bar:
         for index, why in chosen:
             photo = to_batch([photos.load(index)])
             inputs, target = task.prepare(photo)
-            idle = to_uint8(task.render(inputs, task.baseline(inputs)))
+            seen = Tile("Input", to_uint8(task.shown_input(inputs)))
+            idle = Tile(DO_NOTHING, to_uint8(task.render(inputs, task.baseline(inputs))))
             truth = to_uint8(task.truth(inputs, target)) if task.has_truth(photo) else None
             images = {}
             for name, (_, infer, _) in contestants.items():
                 images[name] = to_uint8(render(task, inputs, infer)[0])
                 bar.advance()
-            shown.append((index, f"{why} of {judged_by}", idle, truth, images))
+            shown.append((index, f"{why} of {judged_by}", [seen, idle], truth, images))
     groups = _look_alikes(list(contestants), [images for *_, images in shown])
+    idle_is_input = all(_gap(seen.image, idle.image) <= _SAME_STEPS for _, _, (seen, idle), _, _ in shown)
     pictures = []
-    for index, why, idle, truth, images in shown:
-        tiles = [Tile("Input", idle)]
+    for index, why, given, truth, images in shown:
+        tiles = given[:1] if idle_is_input else list(given)
         for name, others in groups.items():
             label, _, lpips = contestants[name]
             also = tuple(contestants[other][0] for other in others)
@@ -123,10 +127,14 @@ def _look_alikes(names: list[str], photos: list[dict[str, NDArray[np.uint8]]]) -
     groups: dict[str, list[str]] = {}
     for name in names:
         for first in groups:
-            gaps = (np.abs(images[first].astype(np.int16) - images[name].astype(np.int16)).max() for images in photos)
-            if all(gap <= _SAME_STEPS for gap in gaps):
+            if all(_gap(images[first], images[name]) <= _SAME_STEPS for images in photos):
                 groups[first].append(name)
                 break
         else:
             groups[name] = []
     return groups
+
+
+def _gap(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> int:
+    """Return the largest difference of two pictures, of 255."""
+    return int(np.abs(one.astype(np.int16) - other.astype(np.int16)).max())

@@ -12,6 +12,7 @@ from rich.table import Table
 from benchmarks.merge import Change
 from benchmarks.row import BenchmarkRow
 from benchmarks.view import View, number, short, times
+from benchmarks.zoo_table import ZooRow
 
 _MINIMUM_WIDTH = 130
 
@@ -43,6 +44,33 @@ def print_rows(rows: Sequence[Mapping[str, Any]], written: Path) -> None:
             console.print(f"{row.label}: {row.reason}", markup=False, highlight=False)
     for note in View({}, known).notes():
         console.print(note, markup=False, highlight=False)
+    console.print(f"written: {written}", markup=False, highlight=False)
+
+
+def print_zoo(rows: Sequence[Mapping[str, Any]], written: Path) -> None:
+    """Print what matters most of each model, the reasons of failures, and where everything was written."""
+    console = _console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    for name in ("task", "teacher ms", "shipped", "speedup", "to teacher", "metric", "teacher's gain", "shipped gain"):
+        table.add_column(name, justify="right")
+    known = [ZooRow.from_json(row) for row in rows]
+    for row in known:
+        table.add_row(
+            row.model,
+            row.task,
+            short(row.teacher_p50_ms.get("torch")),
+            row.status if row.shipped is None else row.shipped.rpartition(" · ")[2],
+            times(row.speedup),
+            number(row.lpips_to_teacher, 4),
+            row.metric or "–",
+            number(row.teacher_margin, 4, sign=True),
+            number(row.shipped_margin, 4, sign=True),
+        )
+    console.print(table)
+    for row in known:
+        if row.reason:
+            console.print(f"{row.model}: {row.reason}", markup=False, highlight=False)
     console.print(f"written: {written}", markup=False, highlight=False)
 
 

@@ -249,6 +249,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         "photos": len(data.train),
     }
     metadata["log"], metadata["trained"] = log, time.strftime("%Y-%m-%d")
+    metadata["account"] = {"steps": fit.step, "seconds": round(fit.seconds, 1)}
     path = out / f"{spec.name.rpartition(':')[2]}.safetensors"
     net, kwargs, notes = finish(fit.ema.net, artifact.model_kwargs if artifact else {}, path)
     metadata.update(notes)

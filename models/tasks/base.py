@@ -104,6 +104,10 @@ class Task(ABC):
         """
         return self.inputs_of(rgb)
 
+    def shown_input(self, inputs: Tensor) -> Tensor:
+        """Return what the network gets as a picture (N, 3, H, W) in [0, 1], for people; what doing nothing gives."""
+        return self.render(inputs, self.baseline(inputs))
+
     def truth(self, inputs: Tensor, target: Tensor) -> Tensor:
         """Return the picture (N, 3, H, W) in [0, 1] that a perfect network would give: the target, rendered."""
         return self.render(inputs, target)

@@ -78,8 +78,16 @@ class LowLight(Task):
     def baseline(self, inputs: Tensor) -> Tensor:
         """Amplify, white-balance, demosaic, apply the sRGB curve: (N, 3, 2H, 2W)."""
         raw, ratio = unpack(inputs, 1)
-        gains = torch.tensor(GAINS, device=raw.device).view(1, 3, 1, 1)
-        return color.linear_to_srgb((color.bayer_to_rgb(raw * spread(ratio)) * gains).clamp(0, 1))
+        return _develop(raw * spread(ratio))
+
+    def shown_input(self, inputs: Tensor) -> Tensor:
+        """The same without the amplification, as dark as it was taken: (N, 3, 2H, 2W)."""
+        return _develop(unpack(inputs, 1)[0])
+
+
+def _develop(raw: Tensor) -> Tensor:
+    gains = torch.tensor(GAINS, device=raw.device).view(1, 3, 1, 1)
+    return color.linear_to_srgb((color.bayer_to_rgb(raw) * gains).clamp(0, 1))
 
 
 def make_raw(photo: Tensor, *, ratio: float | None = None) -> tuple[Tensor, Tensor]:

@@ -46,3 +46,12 @@ def test_tiles_from_input_to_truth_and_look_alikes_once(photos: np.ndarray[Any, 
     assert np.abs(grey - grey.mean(-1, keepdims=True)).max() <= 1
     assert np.abs(picture.tiles[-1].image.astype(int) - photos[1]).max() <= 1
     assert torch.is_grad_enabled()
+
+
+def test_doing_nothing_is_shown_where_it_is_not_the_input(photos: np.ndarray[Any, Any]) -> None:
+    task = get_task("low_light")
+    shown = Photos.of(photos, (64, 64), limit=1)
+    contestants = {"t": ("Teacher", lambda inputs: np.full((1, 3, 64, 64), 0.5, np.float32), [0.1])}
+    (picture,) = take_pictures(contestants, task, shown, [(0, "worst photo")], judged_by="Teacher")
+    assert [tile.label for tile in picture.tiles] == ["Input", "Do nothing", "Teacher", "Ground truth"]
+    assert picture.tiles[0].image.mean() < 0.7 * picture.tiles[1].image.mean()
