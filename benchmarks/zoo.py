@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo_commands import Budget, run_command, train_command, trains_here
+from benchmarks.zoo_commands import Budget, crop_gmacs, run_command, train_command, trains_here
 from benchmarks.zoo_process import call
 from benchmarks.zoo_table import ZooRow, failed_row, row_of
 from export.registry import list_targets
@@ -154,6 +154,7 @@ def _run_model(config: ZooConfig, name: str, root: Path, bar: Bar, expected_s: f
     budget = Budget.of(config, spec)
     try:
         if trains_here(spec, from_scratch=config.from_scratch):
+            budget = budget.with_cost(crop_gmacs(spec, budget.crop))
             training = call(train_command(config, spec, budget, folder), folder / "train.log", tick=steps.tick)
         command = run_command(config, spec, budget, folder, training)
         call(command, folder / "run.log", tick=steps.tick)

@@ -6,10 +6,11 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.errors import PareError
 from models.photos import files_of
 from models.registry import WEIGHTS, get_spec, get_task
 
@@ -23,6 +24,8 @@ _TRAIN = 0.5
 #: to answer crops; a step forward and backward costs about three times an answer.
 _DISTIL, _ANSWERS, _STEP_OVER_ANSWER = 0.45, 0.5, 3.0
 _CROP, _BATCH, _EPOCHS = 96, 8, 4
+#: What a processor of a few cores trains at, roughly, and the steps below which a batch is made smaller.
+_GMACS_A_SECOND, _LEAST_STEPS = 50.0, 60
 #: More crops than any machine trains on in a minute: the minutes end a training, not the photos.
 _CROPS_A_MINUTE = 60_000
 _MIN_ANSWERS, _ANSWERS_A_MINUTE, _MAX_ANSWERS = 24, 1500, 16_000
@@ -38,6 +41,7 @@ class Budget:
         input_size: Height and width that the network can take, pixels.
         crop: Side of a training crop in pixels of the photo, that both teacher and student can take.
         photos: How many photos there are, roughly.
+        batch: Crops a step of the teacher's training: fewer where steps are slow.
         minutes: Of the teacher's training, and of the stages together.
     """
 
@@ -45,6 +49,7 @@ class Budget:
     crop: int
     photos: int
     minutes: tuple[float, float]
+    batch: int = _BATCH
 
     @classmethod
     def of(cls, config: ZooConfig, spec: ModelSpec) -> Budget:
@@ -56,11 +61,19 @@ class Budget:
         crop = -(-least // step) * step * get_task(spec.task).photo_scale
         trains = trains_here(spec, from_scratch=config.from_scratch)
         first = config.minutes * _TRAIN if trains else 0.0
-        return cls((height, width), crop, count_photos(config.data), (first, config.minutes - first))
+        minutes = (first, config.minutes - first)
+        return cls((height, width), crop, count_photos(config.data), minutes)
 
-    def phases(self, epochs: int = _EPOCHS) -> str:
+    def with_cost(self, gmacs: float | None) -> Budget:
+        """Return the same with a batch that leaves time for ``_LEAST_STEPS`` steps, where a crop costs ``gmacs``."""
+        if not gmacs:
+            return self
+        room = 60 * self.minutes[0] * _GMACS_A_SECOND / (_STEP_OVER_ANSWER * gmacs * _LEAST_STEPS)
+        return replace(self, batch=min(max(int(room), 1), _BATCH))
+
+    def phases(self, epochs: int = _EPOCHS, *, batch: int = _BATCH) -> str:
         """Return the phases of a training as a value of the recipe."""
-        return json.dumps([{"size": self.crop, "epochs": epochs, "batch_size": _BATCH}])
+        return json.dumps([{"size": self.crop, "epochs": epochs, "batch_size": batch}])
 
     def training_repeat(self) -> int:
         """Return crops of each photo an epoch, so many that the minutes end the training."""
@@ -75,7 +88,7 @@ class Budget:
         wanted = _ANSWERS_A_MINUTE * self.minutes[1]
         account = dict(training.get("metadata", {})).get("account") or {}
         if account.get("steps") and account.get("seconds"):
-            answers_a_second = _STEP_OVER_ANSWER * _BATCH * account["steps"] / account["seconds"]
+            answers_a_second = _STEP_OVER_ANSWER * self.batch * account["steps"] / account["seconds"]
             wanted = min(wanted, answers_a_second * 60 * self.minutes[1] * _DISTIL * _ANSWERS)
         return max(1, int(min(max(wanted, _MIN_ANSWERS), _MAX_ANSWERS)) // self.photos)
 
@@ -83,6 +96,22 @@ class Budget:
 def trains_here(spec: ModelSpec, *, from_scratch: bool) -> bool:
     """Say whether a teacher is trained, or used with the weights that ship with it."""
     return from_scratch or spec.weights is None or not (WEIGHTS / spec.weights).exists()
+
+
+def crop_gmacs(spec: ModelSpec, crop: int) -> float | None:
+    """Return the multiply-adds of the teacher on one crop, thousand millions; None where a GPU trains, or unknown."""
+    import torch
+
+    from benchmarks.cost import cost
+    from models.registry import create_model
+
+    if torch.cuda.is_available():
+        return None
+    side = crop // get_task(spec.task).photo_scale
+    try:
+        return cost(create_model(spec.name, task=spec.task), (1, spec.packed_channels, side, side)).gmacs
+    except (PareError, RuntimeError, TypeError, ValueError):  # its training will say why
+        return None
 
 
 def count_photos(data: str | None) -> int:
@@ -95,7 +124,8 @@ def count_photos(data: str | None) -> int:
 
 def train_command(config: ZooConfig, spec: ModelSpec, budget: Budget, folder: Path) -> list[str]:
     """Return the command that trains the teacher of ``spec`` into ``folder/train``."""
-    settings = (f"train.fit.phases={budget.phases()}", f"train.fit.repeat={budget.training_repeat()}")
+    phases = budget.phases(batch=budget.batch)
+    settings = (f"train.fit.phases={phases}", f"train.fit.repeat={budget.training_repeat()}")
     return [
         *_common("train", config, spec, budget),
         *("--minutes", f"{budget.minutes[0]:g}"),

@@ -223,7 +223,7 @@ def describe_stages(stages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _teacher_times(rows: Sequence[BenchmarkRow]) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for row in rows:
         is_reference = PurePosixPath(row.artifact).parent.name == _REFERENCE or row.is_teacher
         if row.stage == "teacher" and is_reference and row.precision == "fp32" and row.latency_p50_ms is not None:

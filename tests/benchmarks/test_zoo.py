@@ -16,7 +16,7 @@ from benchmarks.pictures import Picture, Tile
 from benchmarks.report import write_report
 from benchmarks.row import BenchmarkRow
 from benchmarks.zoo import ZooConfig, model_folder, run_zoo, teachers
-from benchmarks.zoo_process import ChildFailed
+from benchmarks.zoo_process import ChildFailed, call
 from models.errors import ConfigError, PareError, UnknownNameError
 from models.registry import MODELS
 
@@ -91,6 +91,7 @@ class Calls:
 def calls(monkeypatch: pytest.MonkeyPatch, make_row: MakeRow) -> Calls:
     recorder = Calls(make_row)
     monkeypatch.setattr(zoo, "call", recorder)
+    monkeypatch.setattr(zoo, "crop_gmacs", lambda spec, crop: 1.0)  # networks of full size take seconds to count
     return recorder
 
 
@@ -186,6 +187,30 @@ def test_an_interrupted_zoo_keeps_what_is_finished(
         run_zoo(ZooConfig(models=("unet", "hdrnet")), tmp_path)
     assert [row["model"] for row in json.loads((tmp_path / "zoo.json").read_text())["rows"]] == ["unet"]
     assert not (model_folder(tmp_path, "hdrnet") / "row.json").exists()
+
+
+def test_a_real_training_is_read(
+    calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_row: MakeRow
+) -> None:
+    (tmp_path / "tiny.py").write_text(
+        "from torch import nn\n\n\ndef build() -> nn.Module:\n    return nn.Conv2d(1, 2, 3, padding=1)\n"
+    )
+    name = f"{tmp_path}/tiny.py:build"
+
+    def run_is_recorded(command: Sequence[str], log: Path, *, tick: Callable[[str], None]) -> dict[str, Any]:
+        if command[3] == "train":
+            return call(command, log, tick=tick)
+        assert Path(command[list(command).index("--weights") + 1]).is_file()
+        record(Path(command[list(command).index("--output") + 1]) / "report", make_row)
+        return {}
+
+    monkeypatch.setattr(zoo, "call", run_is_recorded)
+    settings = ("train.perceptual_weight=0", "data.eval_photos=1")
+    config = ZooConfig(models=(name,), minutes=0.004, input_size=(64, 64), threads=1, settings=settings)
+    (row,) = run_zoo(config, tmp_path / "zoo")["rows"]
+    assert row["status"] == "done", row["reason"]
+    assert int(row["teacher"].split()[0]) >= 1
+    assert "steps in" in row["teacher"]
 
 
 def test_a_task_without_truth_compares_with_the_teacher(

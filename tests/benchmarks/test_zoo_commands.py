@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.zoo import ZooConfig, teachers
-from benchmarks.zoo_commands import Budget, count_photos, run_command, train_command, trains_here
+from benchmarks.zoo_commands import Budget, count_photos, crop_gmacs, run_command, train_command, trains_here
 from benchmarks.zoo_process import ChildFailed, call
 from models.registry import get_spec, get_task
 from optimize.config import build
@@ -64,6 +64,17 @@ def test_shipped_teachers_are_not_trained_unless_asked() -> None:
     assert trains_here(plain, from_scratch=False)
     assert Budget.of(ZooConfig(minutes=4), shipped).minutes == (0.0, 4.0)
     assert Budget.of(ZooConfig(minutes=4), plain).minutes == (2.0, 2.0)
+
+
+def test_a_slow_teacher_trains_on_smaller_batches() -> None:
+    budget = Budget.of(ZooConfig(minutes=2), get_spec("unet"))
+    # a minute at 50 GMACs/s is 3000 GMACs; 60 steps, forward and backward thrice a forward: 16.7 GMACs a step
+    assert [budget.with_cost(gmacs).batch for gmacs in (None, 0.1, 4.0, 100.0)] == [8, 8, 4, 1]
+    command = train_command(ZooConfig(), get_spec("unet"), budget.with_cost(4.0), Path("x"))
+    assert recipe_of(command).options["train"]["fit"]["phases"][0]["batch_size"] == 4
+    spec = get_spec("hdrnet")
+    counted = crop_gmacs(spec, 96)
+    assert counted is None or 0 < counted < 0.2
 
 
 def test_a_slow_teacher_answers_fewer_crops() -> None:
