@@ -170,8 +170,8 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
 def _start_rate(recipe: Recipe) -> float | None:
     """Return the learning rate of a student that does not start from the shipped one; None: the stage's own.
 
-    Measured on Zero-DCE's curves, 72 s for ``image_unet``, not quite the same start: 27.3 dB to the teacher in 139 steps
-    at 1e-3, 24.8 dB in 630 steps at 1e-4.
+    Measured on Zero-DCE's curves, 72 s for ``image_unet``, not quite the same start: 27.3 dB to the teacher in 139
+    steps at 1e-3, 24.8 dB in 630 steps at 1e-4.
     """
     options = recipe.options.get("distill", {})
     if options.get("student") == TEACHER:
