@@ -102,8 +102,8 @@ def teachers() -> tuple[str, ...]:
 def run_zoo(config: ZooConfig, root: Path, *, progress: Progress = NULL_PROGRESS) -> dict[str, Any]:
     """Run every model of ``config`` in the folder ``root`` and write the table after each of them.
 
-    A model that is finished there under the same settings is not run again; one that failed is tried again, and goes on
-    from its finished stages.
+    A model that is finished there under the same settings is not run again, and is in the table even where ``models``
+    leaves it out; one that failed is tried again, and goes on from its finished stages.
 
     Args:
         config: What to run.
@@ -120,23 +120,21 @@ def run_zoo(config: ZooConfig, root: Path, *, progress: Progress = NULL_PROGRESS
     from benchmarks.zoo_page import write_zoo
 
     names = config.chosen
+    table = tuple(dict.fromkeys((*names, *teachers())))
     for name in names:
         get_spec(name)
-    rows: dict[str, ZooRow] = {}
+    rows = {name: row for name in table if (row := _finished(config, name, root)) is not None}
+    todo = [name for name in names if name not in rows]
     for name in names:
-        known = _finished(config, name, root)
-        if known is not None:
-            rows[name] = known
+        if name in rows:
             progress.note(f"{name}: finished before, not run again")
-    with progress.track("Zoo", total=len(names), completed=len(rows)) as bar:
-        for name in names:
-            if name in rows:
-                continue
+    with progress.track("Zoo", total=len(names), completed=len(names) - len(todo)) as bar:
+        for name in todo:
             bar.advance(0, model=name)
             rows[name] = _run_model(config, name, root, bar, _expected_s(config, rows.values()))
             progress.note(_line(rows[name]))
-            write_zoo(root, _content(config, [rows[other] for other in names if other in rows]))
-    content = _content(config, [rows[name] for name in names])
+            write_zoo(root, _content(config, [rows[other] for other in table if other in rows]))
+    content = _content(config, [rows[name] for name in table if name in rows])
     write_zoo(root, content)
     return content
 
@@ -178,7 +176,7 @@ class _Steps:
     def tick(self, said: str) -> None:
         """Move on; ``said`` is the last line of the process that runs."""
         done = min((time.monotonic() - self._start) / self._expected, 0.95)
-        self._bar.advance(done - self._done, now=said[:100])
+        self._bar.advance(done - self._done, now=said[:100].replace("[", "(").replace("]", ")"))  # no markup
         self._done = done
 
     def finish(self) -> None:

@@ -18,7 +18,7 @@ from benchmarks.page_tables import status
 from benchmarks.pictures import DO_NOTHING
 from benchmarks.report import REPORT
 from benchmarks.row import STATUSES, TARGET_NAMES
-from benchmarks.view import number, short, times
+from benchmarks.view import BUSY_LIMIT, number, short, times
 from benchmarks.zoo_table import Engine, ZooRow
 from export.registry import list_targets
 from models.artifact import write_json
@@ -166,6 +166,7 @@ def markdown(content: Mapping[str, Any], rows: Sequence[ZooRow], shown: Sequence
     """Render ``zoo.md``."""
     targets = targets_of(rows)
     parts = [f"# {title(rows)}", subtitle(content) + ".", f"    {command(content)}"]
+    parts += [f"> {text}" for text in notes(content, rows)]
     if rows:
         head = ["Model", *(cell.name for cell in cells(rows[0], targets) if not cell.more), "Status"]
         body = [[row.model, *(c.text for c in cells(row, targets) if not c.more), row.status] for row in rows]
@@ -198,6 +199,7 @@ def page(content: Mapping[str, Any], rows: Sequence[ZooRow], shown: Sequence[Map
         title=escape(title(rows)),
         subtitle=escape(subtitle(content)),
         command=escape(command(content)),
+        notes="".join(note(text) for text in notes(content, rows)),
         style=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=(_HERE / "page.js").read_text(encoding="utf-8"),
         table=_html_table(rows, targets),
@@ -223,6 +225,22 @@ def subtitle(content: Mapping[str, Any]) -> str:
     where = f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores_available') or '?'} cores"
     what = f"photos of {Path(settings['data']).name}" if settings["data"] else "the embedded sample photos"
     return f"{settings['minutes']:g} minutes of training a model, inputs of {height}x{width}, {what}, {where}"
+
+
+def notes(content: Mapping[str, Any], rows: Sequence[ZooRow]) -> list[str]:
+    """What a reader must know first: rows of other machines, and machines that were busy."""
+    said = []
+    here = content["machine"].get("id")
+    strangers = [row.model for row in rows if row.machine not in (None, here)]
+    if strangers:
+        said.append(f"Measured on another machine than the one named here: {', '.join(strangers)}.")
+    busy = [f"{row.model} {row.interference:.0%}" for row in rows if (row.interference or 0.0) > BUSY_LIMIT]
+    if busy:
+        said.append(
+            "While these were measured, other processes used the processors, so that their times are to be taken with "
+            f"care: {', '.join(busy)}."
+        )
+    return said
 
 
 def command(content: Mapping[str, Any]) -> str:

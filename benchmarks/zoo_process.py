@@ -15,7 +15,8 @@ import benchmarks
 from models.errors import PareError, explain
 
 _POLL_S = 0.5
-_GRACE_S = 60.0
+#: How long a process may take to end by itself after Ctrl-C, and once it was asked to.
+_OWN_ACCORD_S, _GRACE_S = 10.0, 60.0
 _TAIL = 4000
 
 
@@ -42,6 +43,10 @@ def call(command: Sequence[str], log: Path, *, tick: Callable[[str], None] = lam
             while child.poll() is None:
                 time.sleep(_POLL_S)
                 tick(_last_line(log))
+        except KeyboardInterrupt:  # a terminal has told the process too: let it save what it has
+            _wait(child, _OWN_ACCORD_S)
+            _stop(child)
+            raise
         except BaseException:
             _stop(child)
             raise
@@ -67,11 +72,18 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is not None:
         return
     child.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
-    try:
-        child.wait(_GRACE_S)
-    except subprocess.TimeoutExpired:
+    if not _wait(child, _GRACE_S):
         child.kill()
         child.wait()
+
+
+def _wait(child: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for the process; say whether it has ended."""
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _tail(log: Path) -> list[str]:

@@ -84,6 +84,8 @@ class ZooRow:
         shipped_value: Metric of the shipped artifact.
         teacher_margin: How much better than doing nothing the teacher is; negative: worse.
         shipped_margin: The same of the shipped artifact.
+        machine: Where the latencies were measured, ``Machine.id``.
+        interference: Part of the processors that other processes used meanwhile, 0 to 1.
         report: The report of the run, relative to the zoo.
     """
 
@@ -118,6 +120,8 @@ class ZooRow:
     shipped_value: float | None = None
     teacher_margin: float | None = None
     shipped_margin: float | None = None
+    machine: str | None = None
+    interference: float | None = None
     report: str | None = None
 
     def __post_init__(self) -> None:
@@ -191,6 +195,8 @@ def row_of(spec: ModelSpec, report: Path, training: Mapping[str, Any]) -> ZooRow
         speedup=best.speedup if best else None,
         lpips_net=best.lpips_net if best else None,
         lpips_to_teacher=best.lpips_vs_teacher if best else None,
+        machine=next((row.machine for row in rows if row.latency_p50_ms is not None), None),
+        interference=max((row.interference for row in rows if row.interference is not None), default=None),
         **_margins(spec, content.get("baseline") or {}, teacher, best),
     )
 

@@ -143,6 +143,18 @@ def test_the_pages_show_table_reasons_and_pictures(calls: Calls, tmp_path: Path)
     assert all((tmp_path / tile["file"]).is_file() for tile in known["tiles"])
 
 
+def test_other_machines_and_busy_ones_are_named(calls: Calls, tmp_path: Path, make_row: MakeRow) -> None:
+    def busy(*args: Any, **more: Any) -> BenchmarkRow:
+        return make_row(*args, **more, interference=0.31, machine="elsewhere")
+
+    calls.make_row = busy
+    run_zoo(ZooConfig(models=("hdrnet",)), tmp_path)
+    text = (tmp_path / "zoo.md").read_text()
+    assert "> Measured on another machine than the one named here: hdrnet." in text
+    assert "care: hdrnet 31%." in text
+    assert "hdrnet 31%" in (tmp_path / "index.html").read_text()
+
+
 def test_psnr_gains_are_in_db(calls: Calls, tmp_path: Path) -> None:
     (row,) = run_zoo(ZooConfig(models=("sid_unet",)), tmp_path)["rows"]
     assert (row["metric"], row["idle_value"], row["teacher_value"], row["shipped_value"]) == ("psnr", 20.0, 24.0, 23.0)
@@ -154,8 +166,11 @@ def test_finished_models_are_not_run_again(calls: Calls, tmp_path: Path) -> None
     again = run_zoo(ZooConfig(models=("unet", "hdrnet")), tmp_path)
     assert [name for name, verb in calls.verbs() if verb == "run"] == ["unet", "hdrnet"]
     assert again["rows"][0] == first["rows"][0]
-    run_zoo(ZooConfig(models=("unet",), minutes=5), tmp_path)
+    other = run_zoo(ZooConfig(models=("pix2pix",)), tmp_path)
+    assert [row["model"] for row in other["rows"]] == ["pix2pix", "unet", "hdrnet"]
+    changed = run_zoo(ZooConfig(models=("unet",), minutes=5), tmp_path)
     assert calls.verbs()[-2:] == [("unet", "train"), ("unet", "run")]
+    assert [row["model"] for row in changed["rows"]] == ["unet"]
 
 
 def test_what_fails_is_a_row_and_the_others_go_on(calls: Calls, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import zoo_process
 from benchmarks.zoo import ZooConfig, teachers
 from benchmarks.zoo_commands import Budget, count_photos, crop_gmacs, run_command, train_command, trains_here
 from benchmarks.zoo_process import ChildFailed, call
@@ -122,6 +123,24 @@ def test_a_process_answers_json_and_is_followed(tmp_path: Path) -> None:
 def test_a_failed_process_says_why(code: str, text: str, tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match=text):
         call(python(code), tmp_path / "run.log")
+
+
+def test_an_interrupted_process_may_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo_process, "_OWN_ACCORD_S", 0.1)
+    saved = tmp_path / "saved"
+    code = (
+        "import pathlib, sys, time\n"
+        "try:\n    sys.stderr.write('ready\\n'); sys.stderr.flush(); time.sleep(20)\n"
+        f"except KeyboardInterrupt:\n    pathlib.Path({str(saved)!r}).write_text('all')\n"
+    )
+
+    def stop_when_ready(said: str) -> None:
+        if said == "ready":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        call(python(code), tmp_path / "run.log", tick=stop_when_ready)
+    assert saved.read_text() == "all"
 
 
 def test_a_process_can_import_pare_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
