@@ -160,8 +160,7 @@ def _run_model(config: ZooConfig, name: str, root: Path, bar: Bar, expected_s: f
         row = replace(row_of(spec, report, training), report=(report / "index.html").relative_to(root).as_posix())
     except PareError as error:
         row = failed_row(spec, str(error), training)
-    finally:
-        steps.finish()
+    steps.finish()
     row = replace(row, seconds=round(time.monotonic() - start, 1))
     write_json(folder / "row.json", {"schema": SCHEMA, "key": _key(config, name), "row": row.to_json()})
     return row
