@@ -30,14 +30,18 @@ _METRIC_NAMES = {"lpips": "LPIPS", "psnr": "PSNR dB", "ssim": "SSIM", "delta_e":
 _DIGITS = {"lpips": 4, "psnr": 2, "ssim": 4, "delta_e": 2}
 _NOT_TIMED = {"built": "built", "unsupported": "no", "failed": "failed", "measured": "–"}
 READING = (
-    "Each model trains for a few minutes: the numbers show that the whole path works, not what a network can reach.",
+    "Budgets are small unless said otherwise: the numbers then show that the path works, not what a network can reach.",
     "A -> B: the teacher, and the student that is shipped in its place after distillation, pruning and quantization.",
-    "Times are medians of one call of the engine, in ms, of the shipped network in FP32 / FP16 / INT8. built: made and "
-    "checked, not timed here; no: the target cannot do it; failed: the reason is listed; ~: noisy.",
+    "Times are medians of one call of the engine, of the shipped network in each precision. built: made and checked, "
+    "not timed here; no: the target cannot do it; failed: the reason is listed; ~: noisy.",
     "Shipped is the artifact that stands for the model: the fastest of the INT8 ones that were judged.",
     "The metric is the first of the task. Gain is how much better than doing nothing it is, in the unit of the metric: "
     "positive is better. Where a task has no ground truth, values are distances to what the teacher renders.",
 )
+
+
+#: Target -> precisions.
+Targets = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _tile(tiles: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | 
     return next((tile for tile in tiles if tile["label"] == name or name in tile["also"]), None)
 
 
-def cells(row: ZooRow, targets: Sequence[str]) -> Iterator[Cell]:
+def cells(row: ZooRow, targets: Targets) -> Iterator[Cell]:
     """Return the cells of a row behind the name of the model."""
     yield Cell("Task", row.task, row.task)
     yield Cell("Params M", _arrow(row.teacher_params_m, row.params_m), row.params_m)
@@ -114,13 +118,14 @@ def cells(row: ZooRow, targets: Sequence[str]) -> Iterator[Cell]:
     yield Cell("MB", _arrow(row.teacher_size_mb, row.size_mb), row.size_mb)
     eager = row.teacher_p50_ms.get("torch")
     yield Cell("Teacher, PyTorch ms", short(eager), eager)
-    for target in targets:
+    for target, precisions in targets.items():
         teacher = row.teacher_p50_ms.get(target)
         name = TARGET_NAMES.get(target, target)
         yield Cell(f"Teacher, {name} ms", short(teacher), teacher, more=True)
-        engines = sorted(_engines(row, target), key=lambda engine: _PRECISIONS.index(engine.precision))
-        best = min((engine.p50_ms for engine in engines if engine.p50_ms is not None), default=None)
-        yield Cell(f"{name} ms", " / ".join(_time(engine) for engine in engines) or "–", best)
+        engines = {engine.precision: engine for engine in row.engines if engine.target == target}
+        best = min((engine.p50_ms for engine in engines.values() if engine.p50_ms is not None), default=None)
+        shown = " / ".join(_time(engines.get(precision)) for precision in precisions) if engines else "–"
+        yield Cell(f"{name} ms, {' / '.join(precisions)}", shown, best)
     yield Cell("Shipped", (row.shipped or "–").rpartition(" · ")[2], row.shipped or "")
     yield Cell("Speedup", times(row.speedup), row.speedup)
     net = f" {row.lpips_net}" if row.lpips_net else ""
@@ -141,10 +146,11 @@ def cells(row: ZooRow, targets: Sequence[str]) -> Iterator[Cell]:
     yield Cell("Seconds", short(row.seconds), row.seconds, more=True)
 
 
-def targets_of(rows: Sequence[ZooRow]) -> list[str]:
-    """Return the targets that something was shipped for, in the order of their table."""
-    there = {engine.target for row in rows for engine in row.engines}
-    return [name for name in list_targets() if name in there]
+def targets_of(rows: Sequence[ZooRow]) -> Targets:
+    """Return the targets that something was shipped for, in the order of their table, with the precisions of each."""
+    there = {(engine.target, engine.precision) for row in rows for engine in row.engines}
+    known = {name: [kind for kind in _PRECISIONS if (name, kind) in there] for name in list_targets()}
+    return {name: kinds for name, kinds in known.items() if kinds}
 
 
 def reasons(rows: Sequence[ZooRow]) -> list[tuple[str, str, str]]:
@@ -168,8 +174,8 @@ def markdown(content: Mapping[str, Any], rows: Sequence[ZooRow], shown: Sequence
     parts = [f"# {title(rows)}", subtitle(content) + ".", f"    {command(content)}"]
     parts += [f"> {text}" for text in notes(content, rows)]
     if rows:
-        head = ["Model", *(cell.name for cell in cells(rows[0], targets) if not cell.more), "Status"]
-        body = [[row.model, *(c.text for c in cells(row, targets) if not c.more), row.status] for row in rows]
+        head = ["Model", "Status", *(cell.name for cell in cells(rows[0], targets) if not cell.more)]
+        body = [[row.model, row.status, *(c.text for c in cells(row, targets) if not c.more)] for row in rows]
         parts.append(table(head, body))
     else:
         parts.append("No model is finished yet.")
@@ -255,10 +261,10 @@ def command(content: Mapping[str, Any]) -> str:
     return " ".join([*words, *(f"--set '{setting}'" for setting in given["settings"])])
 
 
-def _html_table(rows: Sequence[ZooRow], targets: Sequence[str]) -> str:
+def _html_table(rows: Sequence[ZooRow], targets: Targets) -> str:
     if not rows:
         return tag("thead", tag("tr", tag("th", tag("button", "Model", type="button")))) + tag("tbody")
-    names = [("Model", False), *((cell.name, cell.more) for cell in cells(rows[0], targets)), ("Status", False)]
+    names = [("Model", False), ("Status", False), *((cell.name, cell.more) for cell in cells(rows[0], targets))]
     head = (
         tag("th", tag("button", escape(name), type="button"), scope="col", class_="more" if more else None)
         for name, more in names
@@ -266,22 +272,21 @@ def _html_table(rows: Sequence[ZooRow], targets: Sequence[str]) -> str:
     return tag("thead", tag("tr", *head)) + tag("tbody", *(_html_row(row, targets) for row in rows))
 
 
-def _html_row(row: ZooRow, targets: Sequence[str]) -> str:
+def _html_row(row: ZooRow, targets: Targets) -> str:
     name = tag("a", escape(row.model), href=row.report) if row.report else escape(row.model)
     words = tag("div", tag("span", name, tag("small", escape(row.student or ""))))
-    parts = [tag("th", words, scope="row", data_v=row.model)]
+    pill = status("measured" if row.status == "done" else "failed").replace(">measured<", ">done<")
+    first = tag("th", words, scope="row", data_v=row.model)
+    parts = [tag("td", pill, data_v=row.status, title=row.reason)]
     for cell in cells(row, targets):
         value = "" if cell.value is None else cell.value
         parts.append(tag("td", escape(cell.text), class_="more" if cell.more else None, data_v=value))
-    pill = status("measured" if row.status == "done" else "failed").replace(">measured<", ">done<")
-    return tag("tr", *parts, tag("td", pill, data_v=row.status, title=row.reason))
+    return tag("tr", first, *parts)
 
 
-def _engines(row: ZooRow, target: str) -> list[Engine]:
-    return [engine for engine in row.engines if engine.target == target]
-
-
-def _time(engine: Engine) -> str:
+def _time(engine: Engine | None) -> str:
+    if engine is None:
+        return "–"
     if engine.p50_ms is None:
         return _NOT_TIMED[engine.status]
     return short(engine.p50_ms) + ("~" if engine.is_noisy else "")

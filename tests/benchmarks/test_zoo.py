@@ -130,7 +130,10 @@ def test_the_pages_show_table_reasons_and_pictures(calls: Calls, tmp_path: Path)
     line = next(line for line in text.splitlines() if line.startswith("| unet"))
     assert "| 14 -> 0.5 |" in line
     assert "| 2.5 / 1.25~ |" in line
-    assert "| 0.2200 | 0.1700 | 0.1780 | +0.0500 | +0.0420 | done |" in line
+    assert "| 0.2200 | 0.1700 | 0.1780 | +0.0500 | +0.0420 |" in line
+    assert line.startswith("| unet | done | colorize |")
+    assert "| ONNX Runtime ms, fp32 / int8 |" in text
+    assert "| TensorRT ms, int8 |" in text
     assert "2 of 2 models through the whole path, 2 better than doing nothing" in text
     assert "--data mine" in text
     assert "**unet · TensorRT INT8, sid_unet · TensorRT INT8** (unsupported): layer mix: operator Einsum" in text
