@@ -31,6 +31,8 @@ _CROPS_A_MINUTE = 60_000
 _MIN_ANSWERS, _ANSWERS_A_MINUTE, _MAX_ANSWERS = 24, 1500, 16_000
 _SAMPLE_PHOTOS, _UNKNOWN_PHOTOS = 4, 1000
 _EVAL_PHOTOS, _PICTURES = 16, 3
+#: Where the teacher is timed too, of the targets that are asked for.
+_REFERENCES = ("onnx", "openvino")
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,9 @@ def run_command(
     settings += [f"{stage}.fit.phases={budget.phases(40)}" for stage in ("distill", "prune")]
     views = budget.answered_views(training)
     settings += [f"{stage}.fit.repeat={views}" for stage in ("distill", "prune")]
+    if config.targets:
+        references = [name for name in _REFERENCES if name in config.targets]
+        settings.append(f"export.reference_targets={json.dumps(references)}")
     weights = ["--weights", str(training["artifact"])] if training else []
     targets = [word for name in config.targets for word in ("--target", name)]
     return [

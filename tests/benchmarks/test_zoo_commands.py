@@ -58,6 +58,16 @@ def test_the_recipes_are_understood(name: str, tmp_path: Path) -> None:
     assert flags - KEYS.keys() == {"json", "resume", "output", "set", "keep_going", "allow_drop"}
 
 
+def test_only_the_targets_that_are_asked_for(tmp_path: Path) -> None:
+    config, spec = ZooConfig(targets=("onnx", "coreml")), get_spec("unet")
+    command = run_command(config, spec, Budget.of(config, spec), tmp_path, {})
+    assert [command[place + 1] for place, word in enumerate(command) if word == "--target"] == ["onnx", "coreml"]
+    assert recipe_of(command).export.reference_targets == ("onnx",)
+    every = run_command(ZooConfig(), spec, Budget.of(ZooConfig(), spec), tmp_path, {})
+    assert "--target" not in every
+    assert recipe_of(every).export.reference_targets == ("onnx", "openvino")
+
+
 def test_shipped_teachers_are_not_trained_unless_asked() -> None:
     shipped, plain = get_spec("resnet18_unet"), get_spec("unet")
     assert not trains_here(shipped, from_scratch=False)
