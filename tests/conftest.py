@@ -126,7 +126,7 @@ def make_tiny_network(name: str) -> tuple[nn.Module, tuple[int, int]]:
             module.running_var.uniform_(0.5, 1.5)
     for parameter in net.parameters():
         if not parameter.any():
-            parameter.data.normal_(0, 0.15)
+            parameter.data.normal_(0, 0.4)
     return net, size
 
 

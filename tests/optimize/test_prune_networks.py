@@ -123,7 +123,7 @@ def test_what_stays_says_why(tiny_network: Maker) -> None:
     _, _, channels = traced(tiny_network, "hdrnet")
     assert channels.kept == {
         "coefficients.prediction.conv1": "its channels all depend on each other",
-        "guide.channel_mixing": "does not run in a forward pass, or its weight comes from other layers",
+        "guide.channel_mixing": "has one channel",
     }
     for name in ("unet", "nafnet_w32"):
         _, _, channels = traced(tiny_network, name)
