@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.running_module import RunningModule
 
 _CLAMPS = frozenset(("clamp", "clip", "clamp_", "clip_"))
 _SUMMARY = re.compile(r"<class '[^']*'>: (.+)")
@@ -39,27 +40,16 @@ class _Finder(TorchDispatchMode):
         super().__init__()
         self.operator = operator
         self.layer: str | None = None
-        self._stack: list[str] = []
-        self._hooks: list[Any] = []
-        for name, module in net.named_modules():
-            self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name)))
-            self._hooks.append(module.register_forward_hook(self._leave))
-
-    def _enter(self, name: str, *_: Any) -> None:
-        self._stack.append(name)
-
-    def _leave(self, *_: Any) -> None:
-        self._stack.pop()
+        self._running = RunningModule(net)
 
     def close(self) -> None:
         """Remove the hooks."""
-        for hook in self._hooks:
-            hook.remove()
+        self._running.close()
 
     def note(self, called: str) -> None:
         """Remember the module that computes when the operator is ``called``."""
         if self.layer is None and called.strip("_") == self.operator.strip("_"):
-            self.layer = self._stack[-1] if self._stack and self._stack[-1] else "the network itself"
+            self.layer = self._running.name or "the network itself"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.note(func.overloadpacket.__name__)

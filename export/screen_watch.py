@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.running_module import RunningModule
 
 #: Operators that only move values.
 _MOVES = frozenset(
@@ -47,34 +49,18 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.peaks: dict[str, float] = {}
         self.met: dict[str, list[str]] = defaultdict(list)
-        self._kinds, self._stack = kinds, [""]
+        self._kinds, self._running = kinds, RunningModule(net)
         self._known: dict[int, float] = {}
         self._alive: list[Tensor] = []
-        self._hooks = [
-            hook
-            for name, module in net.named_modules()
-            if name
-            for hook in (
-                module.register_forward_pre_hook(self._entering(name)),
-                module.register_forward_hook(self._leaving, always_call=True),
-            )
-        ]
-
-    def _entering(self, name: str) -> Callable[..., None]:
-        return lambda *_: self._stack.append(name)
-
-    def _leaving(self, *_: Any) -> None:
-        self._stack.pop()
 
     def close(self) -> None:
         """Remove the hooks from the network."""
-        for hook in self._hooks:
-            hook.remove()
+        self._running.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_") if hasattr(func, "overloadpacket") else str(func)
-        layer = self._stack[-1]
+        layer = self._running.name
         if kind := self._kind(name, args, result):
             self.met[kind].append(layer)
         read = max((self._peak(value) for value in _floats(args)), default=0.0)

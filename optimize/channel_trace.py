@@ -13,7 +13,7 @@ torch-pruning the finished groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from models.running_module import RunningModule
 
 Ids = NDArray[np.int64]
 
@@ -112,7 +114,7 @@ class ChannelTracer(TorchDispatchMode):
         self.produced: dict[tuple[str, int], Ids] = {}
         self.sites: list[Ids] = []
         self.outer_sites = outer_sites
-        self._stack: list[str] = []
+        self._running = RunningModule(net)
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []
         self._names: dict[int, str] = {}
@@ -120,30 +122,15 @@ class ChannelTracer(TorchDispatchMode):
             if tensor.is_floating_point():
                 self._names[id(tensor)] = name
                 self._alive.append(tensor)
-        self._hooks = [
-            hook
-            for name, module in net.named_modules()
-            for hook in (
-                module.register_forward_pre_hook(self._entering(name)),
-                module.register_forward_hook(self._leaving, always_call=True),
-            )
-        ]
-
-    def _entering(self, name: str) -> Callable[..., None]:
-        return lambda *_: self._stack.append(name)
-
-    def _leaving(self, *_: Any) -> None:
-        self._stack.pop()
 
     def close(self) -> None:
         """Remove the hooks from the network."""
-        for hook in self._hooks:
-            hook.remove()
+        self._running.close()
 
     @property
     def layer(self) -> str:
         """Name of the module that is computing."""
-        return (self._stack[-1] if self._stack else "") or "the network"
+        return self._running.name or "the network"
 
     def name_of(self, tensor: Any) -> str | None:
         """Return the name of a parameter or buffer, None for any other tensor."""
