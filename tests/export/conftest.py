@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+from calibrated import save_calibrated
 
-from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.artifact import Artifact
 from models.spec import Precision
 
 SIZE = (64, 64)
 Exporter = Callable[..., Artifact]
 
 
-def quantized(source: Artifact, folder: Path, *, float_layers: tuple[str, ...] = ()) -> Artifact:
-    """Save ``source`` as an INT8 stage artifact: its weights, and calibration inputs of 64 x 64."""
-    import torch
-
-    from export.golden import random_photo
-    from export.quantization import Quantization
-    from models.registry import get_task
-
-    folder.mkdir(parents=True, exist_ok=True)
-    photos = torch.cat([random_photo(SIZE, seed=seed) for seed in range(8)])
-    path = folder / "calibration.safetensors"
-    save_tensors({"input": get_task(source.task).prepare(photos)[0]}, path)
-    record = Quantization(calibration=path, samples=8, sha256=sha256_of(path), float_layers=float_layers)
-    return save_network(
-        load_network(source),
-        folder / f"{source.model}-int8.safetensors",
-        model=source.model,
-        task=source.task,
-        precision=Precision.INT8,
-        parent=source,
-        model_kwargs=source.model_kwargs,
-        metadata={"quantization": record.to_json(folder)},
-    )
-
-
 @pytest.fixture(scope="session")
 def quantized_student(tiny_student: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The tiny student with a calibration record; its ``head`` stays in floating point."""
-    return quantized(tiny_student, tmp_path_factory.mktemp("quantized"), float_layers=("head",))
+    return save_calibrated(tiny_student, tmp_path_factory.mktemp("quantized"), size=SIZE, float_layers=("head",))
 
 
 @pytest.fixture(scope="session")

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calibrated import save_calibrated
 
 import export
 from export.bundle import verify_bundle, write_bundle
 from export.contract import contract_in
 from export.golden import random_photo
 from export.parity import check_parity, open_any
-from export.quantization import Quantization
 from export.registry import TARGETS, get_target, list_targets
-from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
-from models.controls import pack
+from models.artifact import Artifact
 from models.spec import Precision
 
 SIZE = (32, 32)
@@ -26,22 +25,8 @@ CASES = [(name, precision) for name in list_targets() for precision in TARGETS[n
 @pytest.fixture(scope="module")
 def quantized_two(two_inputs: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """Calibrated across the range of the control."""
-    folder = tmp_path_factory.mktemp("two")
     levels = torch.linspace(0, 2, 9)[:, None]
-    inputs = pack(torch.cat([random_photo(SIZE, seed=seed) for seed in range(9)]), levels)
-    path = folder / "calibration.safetensors"
-    save_tensors({"input": inputs}, path)
-    record = Quantization(calibration=path, samples=9, sha256=sha256_of(path))
-    return save_network(
-        load_network(two_inputs),
-        folder / "int8.safetensors",
-        model=two_inputs.model,
-        task=two_inputs.task,
-        precision=Precision.INT8,
-        parent=two_inputs,
-        model_kwargs=two_inputs.model_kwargs,
-        metadata={"quantization": record.to_json(folder)},
-    )
+    return save_calibrated(two_inputs, tmp_path_factory.mktemp("two"), size=SIZE, photos=9, levels=levels)
 
 
 def make(target: str, precision: Precision, two: Artifact, quantized: Artifact, path: Path, **how: object) -> Artifact:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from calibrated import save_calibrated
+from tiny_networks import TINY_NETWORKS
 from torch import nn
 
 from export.parity import check_parity
@@ -16,17 +18,6 @@ from models.registry import get_spec
 from models.spec import Precision
 
 Maker = Callable[[str], tuple[nn.Module, tuple[int, int]]]
-NETWORKS = [
-    "unet",
-    "nafnet_w32",
-    "unet_convnext",
-    "unet_efficientnet_b4",
-    "restormer_lite",
-    "hdrnet",
-    "scunet",
-    "swinir",
-    "pix2pix",
-]
 _PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 
 
@@ -35,7 +26,7 @@ def cases() -> list[tuple[str, str, Precision]]:
     targets = list_targets()
     every = [
         (name, target, precision)
-        for name in NETWORKS
+        for name in TINY_NETWORKS
         for target in targets
         for precision in _PRECISIONS
         if precision in TARGETS[target].precisions
@@ -44,35 +35,10 @@ def cases() -> list[tuple[str, str, Precision]]:
         return every
     others = [target for target in targets if target != "coreml"]
     chosen = []
-    for place, name in enumerate(NETWORKS):
+    for place, name in enumerate(TINY_NETWORKS):
         chosen.append((name, "coreml", _PRECISIONS[place % 3]))
         chosen.append((name, others[(place + place // 3) % 3], _PRECISIONS[(place + 2) % 3]))
     return chosen
-
-
-def small_calibration(artifact: Artifact, size: tuple[int, int], folder: Path) -> Artifact:
-    """Save ``artifact`` with a calibration record of two smooth random photos."""
-    import torch
-
-    from export.golden import random_photo
-    from export.quantization import Quantization
-    from models.artifact import load_network, save_network, save_tensors, sha256_of
-    from models.registry import get_task
-
-    photos = torch.cat([random_photo(size, seed=seed) for seed in range(2)])
-    path = folder / "calibration.safetensors"
-    save_tensors({"input": get_task(artifact.task).prepare(photos)[0]}, path)
-    record = Quantization(calibration=path, samples=2, sha256=sha256_of(path))
-    return save_network(
-        load_network(artifact),
-        folder / "quantized.safetensors",
-        model=artifact.model,
-        task=artifact.task,
-        precision=Precision.INT8,
-        parent=artifact,
-        model_kwargs=artifact.model_kwargs,
-        metadata={"quantization": record.to_json(folder)},
-    )
 
 
 @pytest.mark.parametrize(("name", "target", "precision"), cases(), ids=lambda value: str(value))
@@ -87,7 +53,7 @@ def test_a_network_computes_what_pytorch_computes(
     row = get_target(target)
     pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
     source, size = tiny_artifact(name), tiny_network(name)[1]
-    start = small_calibration(source, size, tmp_path) if precision is Precision.INT8 else source
+    start = save_calibrated(source, tmp_path, size=size, photos=2) if precision is Precision.INT8 else source
     made = row.load().export(start, tmp_path / f"made{row.suffix}", precision=precision, input_size=size)
     result = check_parity(source, made, threads=1)
     assert result.passed

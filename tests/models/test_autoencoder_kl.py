@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from recorded_names import recorded
 from safetensors.torch import save_file
 from torch import distributions
 
@@ -19,26 +17,12 @@ from models.autoencoder_kl import AutoencoderKL, autoencoder_kl, gaussian_kl, sm
 from models.errors import CheckpointError, ConfigError
 from models.latent_balancer import AUTOENCODER
 
-FOLDER = Path(__file__).parent / "state_dicts" / "diffusers"
 TINY: dict[str, Any] = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 2}
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-def recorded(name: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Return the factory arguments and {tensor name: shape} of a recorded list, ``{a..b}`` standing for a range."""
-    content = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    tensors = {}
-    for template, shape in content["tensors"].items():
-        pieces = _RANGE.split(template)
-        for numbers in product(*[range(int(a), int(b) + 1) for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]):
-            tail = "".join(f"{n}{text}" for n, text in zip(numbers, pieces[3::3], strict=True))
-            tensors[pieces[0] + tail] = tuple(shape)
-    return content["kwargs"], tensors
 
 
 @pytest.mark.parametrize(("name", "count"), [("sd_vae", 248), ("dummy", 124)])
 def test_names_and_shapes_are_the_published_ones(name: str, count: int) -> None:
-    kwargs, expected = recorded(name)
+    kwargs, expected = recorded(f"diffusers/{name}")
     assert len(expected) == count
     with torch.device("meta"):
         net = autoencoder_kl(**kwargs)

@@ -5,14 +5,11 @@ The lists in ``state_dicts/`` were recorded from the published code (``source``)
 
 from __future__ import annotations
 
-import json
-import re
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from recorded_names import recorded
 from safetensors.torch import save_file
 
 from models.artifact import load_weights
@@ -20,7 +17,6 @@ from models.errors import CheckpointError
 from models.pretrained import load_encoder
 from models.registry import load_object
 
-FOLDER = Path(__file__).parent / "state_dicts"
 FACTORIES = {
     "hdrnet": "models.hdrnet:hdrnet",
     "nafnet_w32": "models.nafnet:nafnet_w32",
@@ -35,20 +31,6 @@ ENCODERS = {
     "unet_convnext": "models.unet_convnext:ConvNeXtEncoder",
     "unet_efficientnet_b4": "models.unet_efficientnet:EfficientNetEncoder",
 }
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-
-
-def recorded(name: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
-    """Return the factory arguments and {tensor name: shape} of a recorded list."""
-    content = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    tensors = {}
-    for template, shape in content["tensors"].items():
-        pieces = _RANGE.split(template)
-        ranges = [range(int(a), int(b) + 1) for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]
-        for numbers in product(*ranges):
-            middle = [f"{number}{text}" for number, text in zip(numbers, pieces[3::3], strict=True)]
-            tensors["".join([pieces[0], *middle])] = tuple(shape)
-    return content["kwargs"], tensors
 
 
 @pytest.mark.parametrize("name", sorted({**FACTORIES, **ENCODERS}))

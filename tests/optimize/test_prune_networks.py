@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_networks import TINY_NETWORKS
 from torch import Tensor, nn
 
 import models
@@ -14,17 +15,6 @@ from models.artifact import Artifact
 from optimize.channel_groups import ChannelMap, map_channels, mask_channels, remove_channels
 
 Maker = Callable[[str], tuple[nn.Module, tuple[int, int]]]
-NETWORKS = [
-    "unet",
-    "nafnet_w32",
-    "unet_convnext",
-    "unet_efficientnet_b4",
-    "restormer_lite",
-    "hdrnet",
-    "scunet",
-    "swinir",
-    "pix2pix",
-]
 
 #: Groups that must be found: first layer -> (units, another layer that loses them too, whether a norm mixes them).
 EXPECTED: dict[str, dict[str, tuple[int, str, bool]]] = {
@@ -62,7 +52,7 @@ def traced(tiny_network: Maker, name: str) -> tuple[nn.Module, Tensor, ChannelMa
     return net, photo, map_channels(net, [photo])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", TINY_NETWORKS)
 def test_pruning_is_masking_and_reloads(
     name: str, tiny_network: Maker, tiny_artifact: Callable[[str], Artifact], tmp_path: Path
 ) -> None:
@@ -88,7 +78,7 @@ def test_pruning_is_masking_and_reloads(
     assert count[0] < count[1]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", TINY_NETWORKS)
 def test_groups_are_those_of_the_architecture(name: str, tiny_network: Maker) -> None:
     _, _, channels = traced(tiny_network, name)
     found = {group.name: group for group in channels.groups}

@@ -1,0 +1,52 @@
+"""INT8 stage artifacts of tiny networks, calibrated on random photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from export.golden import random_photo
+from export.quantization import Quantization
+from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.controls import pack
+from models.registry import get_task
+from models.spec import Precision
+
+
+def save_calibrated(
+    source: Artifact,
+    folder: Path,
+    *,
+    size: tuple[int, int],
+    photos: int = 8,
+    levels: Tensor | None = None,
+    float_layers: tuple[str, ...] = (),
+) -> Artifact:
+    """Save ``source`` as an INT8 stage artifact: its weights, and a calibration record.
+
+    Args:
+        source: A torch artifact.
+        folder: Where the artifact and its calibration inputs go.
+        size: Height and width of the calibration inputs in pixels.
+        photos: Number of smooth random photos.
+        levels: Values of the run-time controls (photos, k), packed behind the photos; None: the task prepares them.
+        float_layers: Layers that stay in floating point.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    batch = torch.cat([random_photo(size, seed=seed) for seed in range(photos)])
+    inputs = get_task(source.task).prepare(batch)[0] if levels is None else pack(batch, levels)
+    path = folder / "calibration.safetensors"
+    save_tensors({"input": inputs}, path)
+    record = Quantization(calibration=path, samples=photos, sha256=sha256_of(path), float_layers=float_layers)
+    return save_network(
+        load_network(source),
+        folder / "int8.safetensors",
+        model=source.model,
+        task=source.task,
+        precision=Precision.INT8,
+        parent=source,
+        model_kwargs=source.model_kwargs,
+        metadata={"quantization": record.to_json(folder)},
+    )
