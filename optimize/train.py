@@ -32,6 +32,7 @@ from optimize.taught import check_truth
 from optimize.two_steps import TwoSteps, finish, has_two_steps
 
 if TYPE_CHECKING:
+    from models.spec import ModelSpec
     from models.tasks.base import Task
     from optimize.stage import StageContext
 
@@ -227,19 +228,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         text = ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
         data.progress.note(f"epoch {epoch} after {fit.seconds / 60:.1f} min, LPIPS-{data.lpips_net}: {text}")
 
-    def crops(phase: Phase) -> PhotoCrops:
-        fc = config.fit
-        return PhotoCrops(
-            data.train,
-            phase.size,
-            seed=fc.seed,
-            min_area=fc.min_area,
-            tone_jitter=fc.tone_jitter,
-            repeat=fc.repeat,
-            augmentation=task.augmentation,
-            native=config.native_crops,
-        )
-
+    crops = partial(_crops, config, data, task)
     step = TrainStep(fit, task, config, data.lpips_weights)
     run_fit(fit, crops, step, description=f"Training {spec.name}", progress=data.progress, on_epoch=report)
     scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
@@ -247,12 +236,30 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         "recipe": to_plain(config),
         "scores": {"lpips_net": data.lpips_net, **scores},
         "photos": len(data.train),
+        "log": log,
     }
-    metadata["log"], metadata["trained"] = log, time.strftime("%Y-%m-%d")
-    metadata["account"] = {"steps": fit.step, "seconds": round(fit.seconds, 1)}
+    return _save(fit, spec, artifact, metadata, out)
+
+
+def _crops(config: TrainConfig, data: StageContext, task: Task, phase: Phase) -> PhotoCrops:
+    """Return the training crops of a phase."""
+    return PhotoCrops(
+        data.train,
+        phase.size,
+        seed=config.fit.seed,
+        min_area=config.fit.min_area,
+        tone_jitter=config.fit.tone_jitter,
+        repeat=config.fit.repeat,
+        augmentation=task.augmentation,
+        native=config.native_crops,
+    )
+
+
+def _save(fit: Fit, spec: ModelSpec, parent: Artifact | None, metadata: dict[str, Any], out: Path) -> Artifact:
+    """Write the averaged weights in FP16, with what the training took."""
     path = out / f"{spec.name.rpartition(':')[2]}.safetensors"
-    net, kwargs, notes = finish(fit.ema.net, artifact.model_kwargs if artifact else {}, path)
-    metadata.update(notes)
+    net, kwargs, notes = finish(fit.ema.net, parent.model_kwargs if parent else {}, path)
+    account = {"steps": fit.step, "seconds": round(fit.seconds, 1)}
     save = partial(
         save_network,
         net,
@@ -262,7 +269,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         half=True,
         stages=("teacher",),
         model_kwargs=kwargs,
-        metadata=metadata,
+        metadata={**metadata, "trained": time.strftime("%Y-%m-%d"), "account": account, **notes},
     )
     return written_once(save, path)
 

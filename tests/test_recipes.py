@@ -18,11 +18,11 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 def test_every_recipe_is_valid(path: Path) -> None:
     recipe = combine(path, {})
     spec = get_spec(recipe.teacher.model, task=recipe.teacher.task)
-    spec.size.check(*recipe.input_size)
-    for name in STAGES.keys() & recipe.options.keys():
-        config = stage_config(recipe, name)
-        for phase in config.fit.phases:
-            spec.size.check(phase.size, phase.size)
+    stages = STAGES.keys() & recipe.options.keys()
+    sizes = [phase.size for name in stages for phase in stage_config(recipe, name).fit.phases]
+    assert sizes
+    for height, width in [recipe.input_size, *((size, size) for size in sizes)]:
+        spec.size.check(height, width)
 
 
 def test_the_overlay_recipe_is_the_published_practice() -> None:
