@@ -86,8 +86,8 @@ def run_command(
     with ExitStack() as stack:
         artifacts, root = find_artifacts(paths, stack)
         reference = Artifact.load(teacher) if teacher is not None else None
-        paired = any(get_task(artifact.task).paired for artifact in artifacts)
-        photos = open_for(data, paired=paired) if data is not None else embedded_photos("eval")
+        task = get_task(artifacts[0].task)
+        photos = open_for(data, task=task) if data is not None else embedded_photos("eval")
         progress = make_progress(quiet=quiet)
         result = benchmark(artifacts, photos, teacher=reference, settings=settings, root=root, progress=progress)
     written = _save(result, output)

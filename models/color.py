@@ -115,6 +115,15 @@ def pack_bayer(mosaic: Tensor) -> Tensor:
     return torch.cat(planes, dim=1)
 
 
+def unpack_bayer(packed: Tensor) -> Tensor:
+    """Put planes R, G, B, G (N, 4, H, W) back into an RGGB mosaic (N, 1, 2H, 2W)."""
+    count, _, height, width = packed.shape
+    mosaic = packed.new_empty(count, 1, 2 * height, 2 * width)
+    for plane, (row, column) in enumerate(((0, 0), (0, 1), (1, 1), (1, 0))):
+        mosaic[:, 0, row::2, column::2] = packed[:, plane]
+    return mosaic
+
+
 def rgb_to_bayer(rgb: Tensor) -> Tensor:
     """Sample linear RGB (N, 3, H, W) as an RGGB sensor does and pack it: R, G, B, G (N, 4, H / 2, W / 2)."""
     top, bottom = rgb[:, :, 0::2], rgb[:, :, 1::2]

@@ -10,16 +10,16 @@ sizes differ       skipped: both pictures must have one height and width (after 
 grey               kept: a map is grey, and a grey photo can be retouched
 =================  ==================================================================================
 
-16 bits a channel become 8, as everywhere in ``models.photos``.
+16 bits a channel become 8, as everywhere in ``models.photos``; raw pairs keep them (``models.raw_pairs``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,9 @@ from PIL import Image
 from models.errors import DataError, explain
 from models.photo_decode import Rejected, decode, inspect, upright_size
 from models.photos import PhotoSet, Skipped, content_key, files_of, nothing_usable, open_photos
+
+if TYPE_CHECKING:
+    from models.tasks.base import Task
 
 INPUT, TARGET = "input", "target"
 
@@ -89,6 +92,22 @@ def open_pairs(folder: str | Path) -> PairedPhotos:
         DataError: A folder is missing, or there is not one usable pair; the text counts what was skipped.
     """
     root = Path(folder).expanduser()
+    partners, skipped = find_pairs(root, _inspect)
+    if not partners:
+        raise nothing_usable(root, len(skipped), skipped)
+    return PairedPhotos(tuple(partners), partners, root=root, skipped=skipped)
+
+
+def find_pairs(root: Path, check: Callable[[Path, Path], None]) -> tuple[dict[Path, Path], list[Skipped]]:
+    """Return the pairs of ``root`` (input -> target), by name, and what is not one.
+
+    Args:
+        root: Folder that holds ``input`` and ``target``.
+        check: Raises ``Rejected`` for an input and a target that cannot be used.
+
+    Raises:
+        DataError: A folder is missing.
+    """
     if not is_paired(root):
         fix = "put the photos into input/ and what was made of them into target/, under equal names"
         raise DataError(explain(f"pairs in {root}", expected="folders input and target", got="neither", fix=fix))
@@ -100,24 +119,26 @@ def open_pairs(folder: str | Path) -> PairedPhotos:
         for stem in sorted(photos.keys() | targets.keys()):
             photo, target = photos.get(stem), targets.get(stem)
             try:
-                partners.update([_pair(photo, target, stem)])
+                if photo is None or target is None:
+                    folder = INPUT if photo is None else TARGET
+                    raise Rejected("partner", f"has no partner: no {stem}.* in {folder}/")
+                check(photo, target)
+                partners[photo] = target
             except Rejected as error:
                 skipped.append(Skipped(photo or target or root / stem, error.kind, error.reason))
-    if not partners:
-        raise nothing_usable(root, len(skipped), skipped)
-    return PairedPhotos(tuple(partners), partners, root=root, skipped=skipped)
+    return partners, skipped
 
 
-def open_for(folder: str | Path, *, paired: bool, keep_grey: bool = False) -> PhotoSet:
+def open_for(folder: str | Path, *, task: Task, keep_grey: bool = False) -> PhotoSet:
     """Open a folder as pairs where the task takes them and the folder has their layout, else as single photos.
 
     Args:
         folder: Where the photos are.
-        paired: ``Task.paired``.
+        task: Says whether it takes pairs, and reads them.
         keep_grey: Keep single photos without chroma.
     """
-    if paired and is_paired(folder):
-        return open_pairs(folder)
+    if task.paired and is_paired(folder):
+        return task.open_pairs(folder)
     return open_photos(folder, keep_grey=keep_grey)
 
 
@@ -133,13 +154,10 @@ def _by_stem(folder: Path, skipped: list[Skipped]) -> dict[str, Path]:
     return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
 
 
-def _pair(photo: Path | None, target: Path | None, stem: str) -> tuple[Path, Path]:
-    if photo is None or target is None:
-        raise Rejected("partner", f"has no partner: no {stem}.* in {INPUT if photo is None else TARGET}/")
+def _inspect(photo: Path, target: Path) -> None:
     for path in (photo, target):
         inspect(path, keep_grey=True)
     _check_sizes(upright_size(photo), upright_size(target), target)
-    return photo, target
 
 
 def _check_sizes(photo: tuple[int, ...], target: tuple[int, ...], path: Path) -> None:

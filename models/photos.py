@@ -11,7 +11,7 @@ animated            skipped: GIF, WebP, APNG or TIFF of several frames (the seco
 grey                skipped unless ``keep_grey``: it would teach a colorizer grey. By its header at opening, an RGB
                     file without chroma when it is first decoded
 floating point      skipped
-16 bits a channel   converted to 8
+16 bits a channel   converted to 8 (raw pairs keep them: ``models.raw_pairs``)
 CMYK, YCbCr, Lab    converted to RGB
 palette             converted to RGB
 alpha               composited on white
@@ -38,11 +38,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from models import photo_decode
 from models.errors import DataError, explain
 from models.photo_decode import MINIMUM_SIDE, Rejected, decode, inspect
+from models.raw_crops import centre_cut, is_raw_pair
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _HEAD = 4096
+_USABLE = "pass a folder with JPEG, PNG, WebP, TIFF or BMP colour photos of at least 32x32 pixels"
 
 #: Colour photos inside scikit-image and scikit-learn: (package, file, side). The two motorcycles are one scene.
 EMBEDDED: tuple[tuple[str, str, Literal["train", "eval"]], ...] = (
@@ -123,7 +125,8 @@ class PhotoSet(Sequence[Any]):
             short_side: Shrink to this many pixels on the short side (never enlarged); faster for large JPEG files.
 
         Returns:
-            Array (H, W, 3) uint8, sRGB; of pairs (``models.paired_photos``) (H, W, 6).
+            Array (H, W, 3) uint8, sRGB; of pairs (``models.paired_photos``) (H, W, 6); of raw pairs
+            (``models.raw_pairs``) (H, W, 5) uint16.
 
         Raises:
             DataError: No photo of the set can be decoded.
@@ -280,17 +283,28 @@ def embedded_photos(side: Literal["train", "eval"]) -> PhotoSet:
 
 
 def centre_crop(rgb: Any, height: int, width: int) -> Any:
-    """Resize (H, W, 3 or 6) uint8 so that it just covers ``height`` x ``width``, and cut out the centre."""
-    return photo_decode.cover(rgb, height, width)
+    """Resize (H, W, 3 or 6) uint8 so that it just covers ``height`` x ``width``, and cut out the centre.
+
+    A raw pair (H, W, 5) uint16 is cut, not resized.
+
+    Raises:
+        DataError: A raw pair is smaller.
+    """
+    return centre_cut(rgb, height, width) if is_raw_pair(rgb) else photo_decode.cover(rgb, height, width)
 
 
 def centre_square(rgb: Any, size: int) -> Any:
-    """Resize the short side of (H, W, 3 or 6) uint8 to ``size`` (antialiased) and cut out the central square."""
-    return photo_decode.cover(rgb, size, size)
+    """Resize the short side of (H, W, 3 or 6) uint8 to ``size`` (antialiased) and cut out the central square.
+
+    A raw pair is cut, not resized.
+    """
+    return centre_crop(rgb, size, size)
 
 
 def to_batch(photos: Sequence[Any]) -> Tensor:
-    """Stack arrays (H, W, 3 or 6) uint8 of one size into a float32 tensor (N, 3 or 6, H, W) in [0, 1].
+    """Stack arrays (H, W, C) of one size into a float32 tensor (N, C, H, W) in [0, 1].
+
+    Photos have three channels, pairs six (uint8), raw pairs five (uint16).
 
     Raises:
         DataError: No photo, or photos of different sizes.
@@ -299,11 +313,11 @@ def to_batch(photos: Sequence[Any]) -> Tensor:
     import torch
 
     shapes = {tuple(photo.shape) for photo in photos}
-    if len(shapes) != 1 or any(len(shape) != 3 or shape[2] not in (3, 6) for shape in shapes):
+    if len(shapes) != 1 or any(len(shape) != 3 or shape[2] not in (3, 5, 6) for shape in shapes):
         fix = "crop them with centre_square first"
         raise DataError(explain("batch", expected="photos (H, W, 3) of one size", got=sorted(shapes), fix=fix))
     stacked = np.ascontiguousarray(np.stack(photos).transpose(0, 3, 1, 2))
-    return torch.from_numpy(stacked).float().div_(255)
+    return torch.from_numpy(stacked).float().div_(np.iinfo(stacked.dtype).max)
 
 
 def files_of(root: Path) -> Iterator[Path]:
@@ -341,11 +355,10 @@ def _counts(skipped: Sequence[Skipped]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
 
 
-def nothing_usable(root: Path, files: int, skipped: Sequence[Skipped]) -> DataError:
+def nothing_usable(root: Path, files: int, skipped: Sequence[Skipped], *, fix: str = _USABLE) -> DataError:
     """Return the error that says why not one of ``files`` files can be used."""
     got = f"{files} files, all skipped: {_counts(skipped)}" if skipped else "an empty folder"
     if skipped:
         first = skipped[0]
         got += f" (first: {_name(first.path, root)}: {first.reason})"
-    fix = "pass a folder with JPEG, PNG, WebP, TIFF or BMP colour photos of at least 32x32 pixels"
     return DataError(explain(f"photos in {root}", expected="at least one usable photo", got=got, fix=fix))

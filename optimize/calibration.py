@@ -18,6 +18,7 @@ from models.color import rgb_to_lab
 from models.errors import ConfigError, DataError, explain
 from models.photos import centre_crop, to_batch
 from models.progress import NULL_PROGRESS, Progress
+from models.raw_crops import is_raw_pair, random_cut
 
 if TYPE_CHECKING:
     from models.photos import PhotoSet
@@ -99,7 +100,9 @@ def gather(
 
 
 def _random_part(photo: Any, input_size: tuple[int, int], rng: np.random.Generator) -> Any:
-    """Cut out and perhaps mirror a random part of a photo (H, W, 3), of the shape that the network sees."""
+    """Cut out and perhaps mirror a random part of a photo (H, W, C), of the shape that the network sees."""
+    if is_raw_pair(photo):
+        return random_cut(photo, *input_size, rng)
     height, width = photo.shape[:2]
     scale = min(height / input_size[0], width / input_size[1]) * float(np.sqrt(rng.uniform(_SMALLEST_CROP, 1)))
     rows, columns = max(1, int(input_size[0] * scale)), max(1, int(input_size[1] * scale))

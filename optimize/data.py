@@ -11,12 +11,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from models.errors import ConfigError, explain
+from models.raw_crops import is_raw_pair, random_cut
 from models.tasks.base import Augmentation
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from numpy.typing import NDArray
 
     from models.photos import PhotoSet
+
+    Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 _MARGIN = 1.3
 ANY = Augmentation()
@@ -24,6 +29,9 @@ ANY = Augmentation()
 
 class PhotoCrops(Dataset[Tensor]):
     """Random square crops of photos as uint8 tensors (3, size, size), of pairs (6, size, size) from one place.
+
+    Of raw pairs they are uint16 (5, size, size), whole cells at their own resolution, mirrored so that red stays first
+    (``models.raw_crops``); ``min_area``, ``tone_jitter`` and ``native`` do not count.
 
     A crop depends on ``seed``, the epoch and the photo only, so that a resumed training sees the same ones.
 
@@ -61,7 +69,7 @@ class PhotoCrops(Dataset[Tensor]):
         self.native = native
         self.tone_jitter = tone_jitter if augmentation.tone_jitter else 0.0
         self.epoch = 0
-        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._kept: dict[int, Pixels] = {}
         self._room = memory_mb * 2**20
 
     def __len__(self) -> int:
@@ -70,11 +78,23 @@ class PhotoCrops(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         rng = np.random.default_rng((self.seed, self.epoch, index))
         photo = self._photo(index % len(self.photos))
+        pixels = self._raw_crop(photo, rng) if is_raw_pair(photo) else self._crop(photo, rng)
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def _raw_crop(self, pair: Pixels, rng: np.random.Generator) -> Pixels:
+        allowed = self.augmentation
+        mirror, turn = allowed.horizontal_flip, allowed.vertical_flip
+        pixels: Pixels = random_cut(pair, self.size, self.size, rng, mirror=mirror, turn=turn)
+        return pixels
+
+    def _crop(self, photo: Pixels, rng: np.random.Generator) -> Pixels:
         box = self._box(photo.shape[0], photo.shape[1], rng)
         if self.native:  # whole pixels: cut first, so that a large photo is not copied
             left, top, right, bottom = (int(side) for side in box)
             photo, box = photo[top:bottom, left:right], (0.0, 0.0, float(right - left), float(bottom - top))
-        pixels = np.concatenate([self._cut(photo[..., at : at + 3], box) for at in range(0, photo.shape[2], 3)], axis=2)
+        pixels: Pixels = np.concatenate(
+            [self._cut(photo[..., at : at + 3], box) for at in range(0, photo.shape[2], 3)], axis=2
+        )
         if rng.random() < 0.5 and self.augmentation.horizontal_flip:
             pixels = pixels[:, ::-1]
         if self.augmentation.vertical_flip and rng.random() < 0.5:
@@ -83,21 +103,19 @@ class PhotoCrops(Dataset[Tensor]):
             gamma = 2 ** rng.uniform(-self.tone_jitter, self.tone_jitter)
             table = (255 * (np.arange(256) / 255) ** gamma + 0.5).astype(np.uint8)
             pixels = table[pixels]
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return pixels
 
-    def _photo(self, index: int) -> NDArray[np.uint8]:
+    def _photo(self, index: int) -> Pixels:
         kept = self._kept.get(index)
         if kept is not None:
             return kept
-        pixels: NDArray[np.uint8] = self.photos.load(
-            index, short_side=None if self.native else int(self.size * _MARGIN)
-        )
+        pixels: Pixels = self.photos.load(index, short_side=None if self.native else int(self.size * _MARGIN))
         if pixels.nbytes <= self._room:
             self._room -= pixels.nbytes
             self._kept[index] = pixels
         return pixels
 
-    def _cut(self, rgb: NDArray[np.uint8], box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
+    def _cut(self, rgb: Pixels, box: tuple[float, float, float, float]) -> Pixels:
         picture = Image.fromarray(np.ascontiguousarray(rgb))
         size = (self.size, self.size)
         return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=box, reducing_gap=2))
@@ -113,5 +131,5 @@ class PhotoCrops(Dataset[Tensor]):
 
 
 def to_float(batch: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) -> float32 in [0, 1]."""
-    return batch.float() / 255
+    """uint8 (N, 3 or 6, H, W), or of raw pairs uint16 (N, 5, H, W) -> float32 in [0, 1]."""
+    return batch.float() / torch.iinfo(batch.dtype).max

@@ -41,7 +41,7 @@ from optimize.sources import (
     make_context,
     open_recipe_photos,
     open_teacher,
-    takes_pairs,
+    recipe_task,
     weights_fingerprint,
 )
 from optimize.steps import StageJudge, run_judged_stage, stage_fingerprint
@@ -104,7 +104,7 @@ def run_pipeline(
     for name in recipe.stages:
         stage_config(recipe, name)
     load_lpips(recipe.lpips_net, recipe.lpips_weights)
-    photos = open_recipe_photos(recipe.data, seed=recipe.seed, paired=takes_pairs(recipe), progress=progress)
+    photos = open_recipe_photos(recipe.data, seed=recipe.seed, task=recipe_task(recipe), progress=progress)
     progress.note(f"Photos: {photos.describe()}")
     configs = {name: stage_config(recipe, name, stage_defaults(name, recipe, photos)) for name in recipe.stages}
     resolved = resolve(recipe, configs)

@@ -16,7 +16,7 @@ from models.registry import MODELS, WEIGHTS
 from optimize.pipeline import stage_defaults
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space
-from optimize.sources import check_device, check_size, make_context, open_recipe_photos, open_teacher, takes_pairs
+from optimize.sources import check_device, check_size, make_context, open_recipe_photos, open_teacher, recipe_task
 from optimize.steps import is_main_process, run_stage, stage_fingerprint, wait_for_all
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run_single(
     if root.suffix == ".safetensors":
         fix = f"pass --output {root.with_suffix('')}"
         raise UsageError(explain("--output", expected="a folder", got=root.name, fix=fix))
-    photos = open_recipe_photos(recipe.data, seed=recipe.seed, paired=takes_pairs(recipe, given), progress=progress)
+    photos = open_recipe_photos(recipe.data, seed=recipe.seed, task=recipe_task(recipe, given), progress=progress)
     progress.note(f"Photos: {photos.describe()}")
     config = stage_config(recipe, name, stage_defaults(name, recipe, photos))
     resolved = {**resolve(recipe, {name: config}), "artifact": given.sha256 if given else None}

@@ -18,6 +18,7 @@ from optimize.stage import StageContext
 if TYPE_CHECKING:
     from torch import nn
 
+    from models.tasks.base import Task
     from optimize.recipe import DataRecipe, Recipe, TeacherRecipe
 
 TEACHER_STAGES = ("teacher",)
@@ -56,15 +57,13 @@ class Photos:
         return [{"photo": str(s.path), "reason": s.reason} for part in distinct.values() for s in part]
 
 
-def open_recipe_photos(
-    recipe: DataRecipe, *, seed: int, paired: bool = False, progress: Progress = NULL_PROGRESS
-) -> Photos:
+def open_recipe_photos(recipe: DataRecipe, *, seed: int, task: Task, progress: Progress = NULL_PROGRESS) -> Photos:
     """Open the photos of a recipe; a photo set on the network is downloaded first.
 
     Args:
         recipe: Which.
         seed: Of the photos that are held out.
-        paired: The task takes pairs: folders with ``input/`` and ``target/`` are opened as such.
+        task: Where it takes pairs, folders with ``input/`` and ``target/`` are opened as such.
         progress: Where to report.
 
     Raises:
@@ -73,20 +72,20 @@ def open_recipe_photos(
     if recipe.source is None:
         train, held = embedded_photos("train"), embedded_photos("eval")
     elif recipe.eval is not None:
-        train, held = (_open(source, recipe, paired, progress) for source in (recipe.source, recipe.eval))
+        train, held = (_open(source, recipe, task, progress) for source in (recipe.source, recipe.eval))
         _check_apart(train, held, "--data and --eval-data")
     else:
-        train, held = _open(recipe.source, recipe, paired, progress).split(recipe.eval_fraction, seed=seed)
+        train, held = _open(recipe.source, recipe, task, progress).split(recipe.eval_fraction, seed=seed)
     held = held.sample(recipe.eval_photos, seed=seed, verify=True)
     calibration = train
     if recipe.calibration is not None:
-        calibration = _open(recipe.calibration, recipe, paired, progress)
+        calibration = _open(recipe.calibration, recipe, task, progress)
         _check_apart(calibration, held, "--calibration-data and the evaluation photos")
     return Photos(train, held, calibration)
 
 
-def _open(source: str, recipe: DataRecipe, paired: bool, progress: Progress) -> PhotoSet:
-    return open_for(resolve(source, progress=progress), paired=paired, keep_grey=recipe.keep_grey)
+def _open(source: str, recipe: DataRecipe, task: Task, progress: Progress) -> PhotoSet:
+    return open_for(resolve(source, progress=progress), task=task, keep_grey=recipe.keep_grey)
 
 
 def _check_apart(one: PhotoSet, other: PhotoSet, what: str) -> None:
@@ -97,11 +96,11 @@ def _check_apart(one: PhotoSet, other: PhotoSet, what: str) -> None:
         raise DataError(explain(what, expected="different photos", got=got, fix=fix))
 
 
-def takes_pairs(recipe: Recipe, given: Artifact | None = None) -> bool:
-    """Say whether the task of a recipe, or of the artifact that a stage was given, takes pairs (``Task.paired``)."""
+def recipe_task(recipe: Recipe, given: Artifact | None = None) -> Task:
+    """Return the task of a recipe, or of the artifact that a stage was given."""
     section = {} if recipe.stages else recipe.options.get("train", {})  # no stages: a training
     model, task = section.get("model", recipe.teacher.model), section.get("task", recipe.teacher.task)
-    return get_task(given.task if given else get_spec(model, task=task).task).paired
+    return get_task(given.task if given else get_spec(model, task=task).task)
 
 
 def open_teacher(recipe: TeacherRecipe, folder: Path) -> Artifact:

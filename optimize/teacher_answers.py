@@ -78,7 +78,7 @@ class Answers:
     """A dataset of (crop uint8 (3, S, S), output fp16 (C, S, S), feature fp16 (F, h, w) or empty).
 
     Randomly flipped where the task allows that and draws nothing from the content of a photo. Crops of pairs are
-    (6, S, S).
+    (6, S, S), of raw pairs uint16 (5, S, S).
 
     Attributes:
         runtime: What computed the answers, for example ``openvino bf16``.
@@ -242,7 +242,7 @@ def _compute(
     first = to_float(torch.stack([crops[index % total] for index in range(min(_BATCH, total))]))
     feature = get_spec(artifact.model, task=artifact.task).feature if config.features else None
     runtime, predict = fastest_predict(artifact, task.inputs_of(first), feature=feature)
-    arrays = _layout(predict(task.inputs_of(first)), total, config.size, first.shape[1])
+    arrays = _layout(predict(task.inputs_of(first)), total, crops[0])
     folder.mkdir(parents=True, exist_ok=True)
     begin = stop = _done(folder)
     index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays}
@@ -272,14 +272,15 @@ def _write(path: Path, row: Any, start: int, values: Tensor | None) -> None:
         stream.write(array.tobytes())
 
 
-def _layout(answer: tuple[Tensor, Tensor | None], total: int, size: int, channels: int) -> dict[str, dict[str, Any]]:
+def _layout(answer: tuple[Tensor, Tensor | None], total: int, crop: Tensor) -> dict[str, dict[str, Any]]:
     output, inner = answer
+    size = crop.shape[1]
     if output.shape[2:] != (size, size):
         fix = "distill networks whose output has the size of their input"
         got = f"{tuple(output.shape[2:])} for crops of {size}"
         raise UnsupportedError(explain("teacher output", expected=f"{size}x{size}", got=got, fix=fix))
     arrays: dict[str, dict[str, Any]] = {
-        "rgb": {"dtype": "uint8", "shape": [total, channels, size, size]},
+        "rgb": {"dtype": str(crop.numpy().dtype), "shape": [total, *crop.shape]},
         "output": {"dtype": "float16", "shape": [total, *output.shape[1:]]},
     }
     if inner is not None:

@@ -11,7 +11,11 @@ from models.errors import UnsupportedError, explain
 from models.spec import Control, TensorSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
+
+    from models.photos import PhotoSet
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Task(ABC):
         metrics: Names of the metrics that matter, in the order of the report.
         output_scale: Output units of one step that a person can see; losses divide by it.
         do_nothing: What the do-nothing baseline is, in words.
-        paired: ``prepare`` also takes pairs (N, 6, H, W): the photo, and behind it what a person made of it.
+        paired: ``prepare`` also takes what ``open_pairs`` finds; unless that is overridden, pairs (N, 6, H, W): the
+            photo, and behind it what a person made of it.
         augmentation: What may be done to training photos.
         controls: Run-time controls that ``prepare`` packs behind the image channels of its input.
         draws: ``prepare`` draws noise or control values from the content of a photo: a mirrored crop gives others.
@@ -67,6 +72,16 @@ class Task(ABC):
         Control values follow the image channels of the input (``models.controls.pack``). What is random is drawn from
         a photo's content, so that the same photo gives the same input again.
         """
+
+    def open_pairs(self, folder: str | Path) -> PhotoSet:
+        """Open a folder with ``input/`` and ``target/``, where the task is ``paired``.
+
+        Raises:
+            DataError: There is not one usable pair.
+        """
+        from models.paired_photos import open_pairs
+
+        return open_pairs(folder)
 
     def has_truth(self, rgb: Tensor) -> bool:
         """Say whether the target of these photos is a ground truth.

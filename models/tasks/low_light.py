@@ -1,9 +1,9 @@
 """Low light from raw: a short exposure as packed Bayer planes in, the sRGB photo of a long exposure out.
 
 Raw values have black level 0 and white level 1, channels R, G, B, G of an RGGB sensor; they are not amplified: the
-ratio of the two exposures is a control. A pair comes from a camera (``models.raw_pairs``: seven planes and the ratio),
-or is made from any photo: the sRGB curve undone, white balance undone, sampled as a sensor does, divided by a ratio,
-shot and read noise, rounded to the sensor's steps.
+ratio of the two exposures is a control. A pair comes from a camera (``models.raw_pairs``, 16 bits), or is made from any
+photo: the sRGB curve undone, white balance undone, sampled as a sensor does, divided by a ratio, shot and read noise,
+rounded to the sensor's steps.
 
 Source: Chen et al. 2018 (input, ratio); Brooks et al. 2019, "Unprocessing images for learned raw denoising" (order of
 the steps, range of the noise).
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,11 @@ from models import color, draws
 from models.controls import pack, spread, unpack
 from models.spec import Control, TensorSpec
 from models.tasks.base import Augmentation, Task
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from models.photos import PhotoSet
 
 #: White balance of daylight, red and blue over green; the network learns to apply it, as of the camera it is made for.
 GAINS = (2.0, 1.0, 1.6)
@@ -32,7 +37,7 @@ _RATIOS = (20.0, 300.0)
 #: Variance of the shot noise over the value, and deviation of the read noise; white level 1. Log-uniform.
 _SHOT = (3e-5, 3e-4)
 _READ = (5e-5, 4e-4)
-_PAIR = 8
+_PAIR = 5
 
 
 class LowLight(Task):
@@ -50,20 +55,32 @@ class LowLight(Task):
     do_nothing: ClassVar[str] = "the raw values amplified, white-balanced, demosaiced bilinearly, with the sRGB curve"
     controls: ClassVar[tuple[Control, ...]] = (RATIO,)
     draws: ClassVar[bool] = True
+    paired: ClassVar[bool] = True
     photo_scale: ClassVar[int] = 2
     augmentation: ClassVar[Augmentation] = Augmentation()
 
     def prepare(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Photos (N, 3, 2H, 2W) in [0, 1], or pairs (N, 8, 2H, 2W) -> raw and ratio (N, 5, H, W), photo (N, 3, 2H, 2W).
+        """Photos (N, 3, 2H, 2W), or raw pairs (N, 5, 2H, 2W), in [0, 1] -> raw and ratio (N, 5, H, W), photo.
 
-        A pair is what ``models.raw_pairs.as_photo`` gives.
+        A raw pair is the photo, the mosaic, and one over the ratio (``models.raw_crops``).
         """
         if rgb.shape[1] == _PAIR:
-            ratio = rgb[:, 7, 0, 0]
-            return pack(rgb[:, :4, ::2, ::2], ratio[:, None]), rgb[:, 4:7]
+            ratio = 1 / rgb[:, 4, 0, 0]
+            return pack(color.pack_bayer(rgb[:, 3:4]), ratio[:, None]), rgb[:, :3]
         photo = color.check_rgb(rgb).float()
         raw, ratio = make_raw(photo)
         return pack(raw, ratio[:, None]), photo
+
+    def open_pairs(self, folder: str | Path) -> PhotoSet:
+        """Open a folder of raw pairs, 16 bits; see ``models.raw_pairs``.
+
+        Raises:
+            DataError: There is not one usable pair.
+            MissingExtraError: tifffile is not installed.
+        """
+        from models.raw_pairs import open_raw_pairs
+
+        return open_raw_pairs(folder)
 
     def prepare_at(self, rgb: Tensor, values: Sequence[float]) -> tuple[Tensor, Tensor]:
         """The same at one ratio."""

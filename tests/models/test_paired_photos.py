@@ -11,6 +11,7 @@ from PIL import Image
 from models.errors import DataError
 from models.paired_photos import PairedPhotos, is_paired, open_for, open_pairs
 from models.photos import centre_square, to_batch
+from models.registry import get_task
 
 
 def save(path: Path, seed: int, size: tuple[int, int] = (40, 52), **options) -> np.ndarray:
@@ -109,9 +110,9 @@ def test_a_damaged_target_is_found_when_it_is_decoded(pairs: Path) -> None:
 
 
 def test_single_photos_where_the_task_or_the_layout_is_not_paired(pairs: Path, tmp_path: Path) -> None:
-    assert open_for(pairs, paired=True).load(0).shape[2] == 6
-    assert open_for(pairs, paired=False).load(0).shape[2] == 3
-    assert open_for(pairs / "input" / "sub", paired=True).load(0).shape[2] == 3
+    assert open_for(pairs, task=get_task("image")).load(0).shape[2] == 6
+    assert open_for(pairs, task=get_task("colorize")).load(0).shape[2] == 3
+    assert open_for(pairs / "input" / "sub", task=get_task("image")).load(0).shape[2] == 3
 
 
 def test_half_of_the_layout_is_an_error(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from optimize.data import PhotoCrops, to_float
 from optimize.evaluate import evaluate, load_photos
 from optimize.loop import FitConfig, Phase
 from optimize.recipe import recipe_from
-from optimize.sources import open_recipe_photos, takes_pairs
+from optimize.sources import open_recipe_photos, recipe_task
 from optimize.stage import StageContext
 
 TINY = {"reduction": 2, "widths": [8, 16], "depths": [1, 1], "in_channels": 3, "out_channels": 1}
@@ -104,12 +104,12 @@ def test_evaluation_judges_against_the_composite(pairs: PairedPhotos, random_lpi
 
 def test_a_recipe_opens_pairs_for_a_task_that_takes_them(folder: Path) -> None:
     recipe = recipe_from({"teacher": {"model": "chroma_unet", "task": "overlay"}, "data": {"source": str(folder)}})
-    assert takes_pairs(recipe)
-    photos = open_recipe_photos(recipe.data, seed=0, paired=takes_pairs(recipe))
+    assert recipe_task(recipe).name == "overlay"
+    photos = open_recipe_photos(recipe.data, seed=0, task=recipe_task(recipe))
     assert photos.train.load(0).shape[2] == 6
-    assert not takes_pairs(recipe_from({}))
+    assert recipe_task(recipe_from({})).name == "colorize"
     own = {"stages": [], "train": {"model": "chroma_unet", "task": "overlay"}}
-    assert takes_pairs(recipe_from(own))
+    assert recipe_task(recipe_from(own)).name == "overlay"
     assert gather(photos.train, get_task("overlay"), samples=4, input_size=(32, 32)).inputs.shape == (4, 3, 32, 32)
 
 

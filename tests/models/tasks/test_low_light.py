@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.color import linear_to_srgb, srgb_to_linear
+from models.color import linear_to_srgb, srgb_to_linear, unpack_bayer
 from models.controls import unpack
-from models.raw_pairs import as_photo, list_pairs, read_pair
+from models.paired_photos import open_for
+from models.photos import to_batch
 from models.registry import get_task
 from models.tasks.low_light import GAINS, RATIO, LowLight, make_raw
 
@@ -57,21 +58,30 @@ def test_amplifications_are_drawn_over_the_range_of_the_control() -> None:
 
 def test_a_pair_of_a_camera_keeps_its_values_and_its_ratio() -> None:
     raw, rgb = torch.rand(1, 4, 8, 8), torch.rand(1, 3, 16, 16)
-    inputs, target = LowLight().prepare(as_photo(raw, rgb, 250.0))
+    pair = torch.cat([rgb, unpack_bayer(raw), torch.full((1, 1, 16, 16), 1 / 250)], dim=1)
+    inputs, target = LowLight().prepare(pair)
     assert torch.equal(inputs[:, :4], raw)
     assert torch.equal(target, rgb)
-    assert inputs[0, 4, 0, 0] == 250
+    assert float(inputs[0, 4, 0, 0]) == pytest.approx(250)
 
 
-def test_the_published_pairs_read(pare_data: Path) -> None:
+def test_the_published_pairs_read(pare_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tifffile")
     folder = pare_data / "sid"
     if not folder.is_dir():
         pytest.skip("PARE_DATA has no sid/")
-    pairs = list_pairs(folder, inputs="small_short_cropped", targets="small_long_cropped")
-    raw, rgb = read_pair(*pairs[0])
-    assert raw.shape == (1, 4, 256, 256)
-    assert rgb.shape == (1, 3, 512, 512)
+    for name, real in (("input", "small_short_cropped"), ("target", "small_long_cropped")):
+        (tmp_path / name).symlink_to(folder / real, target_is_directory=True)
+    task = get_task("low_light")
+    pairs = open_for(tmp_path, task=task)
+    assert len(pairs) == 4
+    assert pairs.load(0).shape == (512, 512, 5)
+    inputs, target = task.prepare(to_batch([pairs.load(0)]))
+    assert inputs.shape == (1, 5, 256, 256)
+    assert target.shape[2:] == task.photo_size((256, 256))
     # Two greens of one cell see the same light, and red is not green: the planes are R, G, B, G.
+    raw, ratio = unpack(inputs, 1)
     assert float((raw[:, 1].mean() / raw[:, 3].mean() - 1).abs()) < 0.05
     assert float((raw[:, 0].mean() / raw[:, 1].mean() - 1).abs()) > 0.2
-    assert get_task("low_light").photo_size((256, 256)) == rgb.shape[2:]
+    assert len(torch.unique(target)) > 5000  # of 8 bits there are 256
+    assert 1 <= float(ratio) < 3  # stored amplified
