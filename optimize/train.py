@@ -63,6 +63,9 @@ class TrainConfig:
         adversarial_l1: Weight of the L1 term beside the adversarial one.
         tune_from: Of a network that is tuned to levels (``optimize.two_steps``): share of the training after which its
             modification alone is trained at the end level, in (0, 1).
+        score_share: The evaluation photos are scored after an epoch only while that has taken at most this share of the
+            training time: with a few photos an epoch is a step, and its scores take longer than the step. The first
+            epoch and the end of the training are always scored. 0 or more.
         encoder_weights: ``imagenet`` fetches torchvision's ResNet18 for the encoder; a file loads it; None: random.
     """
 
@@ -84,12 +87,16 @@ class TrainConfig:
     adversarial_from: float = 0.8
     adversarial_l1: float = 0.5
     tune_from: float = 0.6
+    score_share: float = 0.1
     encoder_weights: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.tune_from < 1:
             fix = "use for example 0.6"
             raise ConfigError(explain("tune_from", expected="between 0 and 1", got=self.tune_from, fix=fix))
+        if self.score_share < 0:
+            fix = "use for example 0.1"
+            raise ConfigError(explain("score_share", expected="0 or more", got=self.score_share, fix=fix))
         weights = (self.perceptual_weight, self.tv_weight, self.adversarial_weight)
         if min(weights) < 0 or not 0 <= self.adversarial_from <= 1:
             got = f"{', '.join(map(str, weights))}, {self.adversarial_from}"
@@ -219,7 +226,13 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     if not hasattr(net, "training_losses"):
         check_truth(task, rgb)
 
+    spent = 0.0
+
     def report(epoch: int) -> None:
+        nonlocal spent
+        if spent > config.score_share * fit.seconds:
+            return
+        start = time.monotonic()
         scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
         log[:] = [row for row in log if row["epoch"] < epoch]
         log.append({"epoch": epoch, "minutes": fit.seconds / 60, **scores})
@@ -227,6 +240,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
             write_json(out / LOG, log)
         text = ", ".join(f"{key} {value:.4f}" for key, value in scores.items())
         data.progress.note(f"epoch {epoch} after {fit.seconds / 60:.1f} min, LPIPS-{data.lpips_net}: {text}")
+        spent += time.monotonic() - start
 
     crops = partial(_crops, config, data, task)
     step = TrainStep(fit, task, config, data.lpips_weights)

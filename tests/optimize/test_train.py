@@ -72,7 +72,7 @@ def test_training_learns_the_colours_of_its_photos(
 
 
 def test_the_artifact_says_what_was_done(context: StageContext, tmp_path: Path) -> None:
-    teacher = run(None, config(), context, tmp_path)
+    teacher = run(None, config(score_share=1e6), context, tmp_path)
     assert teacher.path == tmp_path / "narrow.safetensors"
     assert (teacher.model, teacher.task, teacher.stages) == (MODEL, "colorize", ("teacher",))
     meta = teacher.metadata
@@ -84,6 +84,14 @@ def test_the_artifact_says_what_was_done(context: StageContext, tmp_path: Path) 
     assert {value.dtype for value in load_file(teacher.path).values()} == {torch.float16, torch.int64}
     with torch.inference_mode():
         assert load_network(teacher)(torch.rand(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+
+
+def test_scores_take_their_share_of_the_time_and_no_more(context: StageContext, tmp_path: Path) -> None:
+    teacher = run(None, config(score_share=0.0, fit=fit(phases=(Phase(32, 4, 6),))), context, tmp_path)
+    assert [row["epoch"] for row in teacher.metadata["log"]] == [0]
+    assert 0 <= teacher.metadata["scores"]["lpips"] < 2
+    with pytest.raises(ConfigError, match="score_share: expected 0 or more, got -1"):
+        config(score_share=-1)
 
 
 def test_an_interrupted_training_goes_on(
