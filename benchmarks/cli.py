@@ -150,6 +150,54 @@ def levels_command(
     print(write_levels(output, curves, control=task.controls[0].name, lpips_net=lpips_net))
 
 
+@app.command("networks")
+def networks_command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of networks.md, networks.json and the artifacts.")
+    ] = Path("runs/networks"),
+    models: Annotated[
+        list[str] | None, typer.Option(help="Networks, with commas or again for more. Default: all of --task.")
+    ] = None,
+    task: Annotated[str, typer.Option(help="Task whose teachers are compared.")] = "overlay",
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder with NAME.safetensors of trained networks, such as a zoo.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Photos to calibrate on. Default: sample photos.")] = None,
+    targets: Annotated[
+        list[str] | None, typer.Option(help="Targets, with commas or again for more. Default: all.")
+    ] = None,
+    input_size: InputSize = (512, 512),
+    threads: Threads = None,
+    warmup: Annotated[int, typer.Option(help="Unrecorded calls of each engine.")] = 1,
+    iterations: Annotated[int, typer.Option(help="Recorded calls of each engine.")] = 10,
+    max_seconds: Annotated[float, typer.Option(help="Leave an engine at fewer calls after so long.")] = 20.0,
+    quiet: Quiet = False,
+) -> None:
+    """Time networks at full width before they are trained: parameters, MACs, ms by target and precision."""
+    from benchmarks.networks import measure_networks
+    from benchmarks.settings import Settings
+    from export.registry import list_targets
+    from models.paired_photos import open_for
+    from models.photos import embedded_photos
+    from models.registry import MODELS, get_task
+
+    chosen = _names(models) or tuple(
+        name for name, spec in MODELS.items() if spec.role == "teacher" and spec.task == task
+    )
+    measure_networks(
+        chosen,
+        open_for(data, task=get_task(task)) if data is not None else embedded_photos("train"),
+        output,
+        targets=_names(targets) or list_targets(),
+        settings=Settings(
+            input_size=input_size, threads=threads, warmup=warmup, iterations=iterations, max_seconds=max_seconds
+        ),
+        weights=weights,
+        progress=make_progress(quiet=quiet),
+    )
+    print((output / "networks.md").read_text(encoding="utf-8"))
+
+
 @app.command("zoo")
 def zoo_command(
     output: Annotated[

@@ -1,0 +1,75 @@
+"""Networks at full width, timed before they are trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from benchmarks.networks import measure_networks
+from benchmarks.settings import Settings
+from export import to_onnx
+from models.artifact import save_network
+from models.errors import ConfigError, InputSizeError, UnknownNameError, UnsupportedError
+from models.photos import embedded_photos
+from models.registry import create_model
+
+SETTINGS = Settings(input_size=(64, 48), threads=1, warmup=0, iterations=3)
+
+
+def test_a_network_is_exported_timed_and_tabled(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), tmp_path, targets=["onnx"], settings=SETTINGS)
+    assert row.params_m == pytest.approx(0.48, abs=0.01)
+    assert (row.height, row.width) == (64, 48)
+    assert row.torch_ms is not None
+    assert [engine.precision for engine in row.engines] == ["fp32", "fp16", "int8"]
+    assert all(engine.p50_ms is not None and engine.p50_ms > 0 for engine in row.engines)
+    assert row.smoothness is None
+    content = json.loads((tmp_path / "networks.json").read_text())
+    assert content["rows"][0]["engines"][2]["p50_ms"] == row.engines[2].p50_ms
+    assert content["settings"]["threads"] == 1
+    lines = (tmp_path / "networks.md").read_text().splitlines()
+    assert lines[-1].startswith("| hdrnet | 0.48 |")
+    assert lines[-1].count("|") == lines[-3].count("|")
+
+
+def test_smoothness_is_that_of_the_trained_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "trained" / "hdrnet"
+    folder.mkdir(parents=True)
+    save_network(create_model("hdrnet"), folder / "hdrnet.safetensors", model="hdrnet", task="overlay")
+    (row,) = measure_networks(
+        ["hdrnet"],
+        embedded_photos("train"),
+        tmp_path / "out",
+        targets=[],
+        settings=SETTINGS,
+        weights=tmp_path / "trained",
+    )
+    assert row.smoothness == 0.0  # a new overlay network is neutral: a flat map
+
+
+def test_what_a_target_refuses_is_a_cell_and_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise UnsupportedError("onnx cannot take this")
+
+    monkeypatch.setattr(to_onnx, "export", refuse)
+    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), tmp_path, targets=["onnx"], settings=SETTINGS)
+    assert [(engine.status, engine.p50_ms) for engine in row.engines] == [("unsupported", None)] * 3
+    assert row.torch_ms is not None
+    text = (tmp_path / "networks.md").read_text()
+    assert "| no | no | no |" in text
+    assert "- hdrnet onnx fp32, hdrnet onnx fp16, hdrnet onnx int8: onnx cannot take this" in text
+
+
+def test_bad_questions_are_refused_before_anything_is_built(tmp_path: Path) -> None:
+    photos = embedded_photos("train")
+    with pytest.raises(ConfigError, match="networks: expected one or more names"):
+        measure_networks([], photos, tmp_path, targets=["onnx"], settings=SETTINGS)
+    with pytest.raises(UnknownNameError, match="hdrnet"):
+        measure_networks(["hdrnett"], photos, tmp_path, targets=["onnx"], settings=SETTINGS)
+    with pytest.raises(InputSizeError):
+        measure_networks(["pix2pix"], photos, tmp_path, targets=["onnx"], settings=SETTINGS)
+    assert not list(tmp_path.iterdir())
