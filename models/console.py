@@ -6,9 +6,11 @@ errors to stderr, so that ``--json`` output can be piped.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,8 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog: str | 
     """
     status = 0
     try:
-        app(args=None if argv is None else list(argv), prog_name=prog)
+        with answers_only():
+            app(args=None if argv is None else list(argv), prog_name=prog)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except PareError as error:
@@ -48,6 +51,33 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog: str | 
     if status == INTERRUPTED:
         sys.stderr.write("interrupted: run the same command again to go on from what is finished\n")
     return status
+
+
+@contextlib.contextmanager
+def answers_only() -> Iterator[None]:
+    """Keep stdout for answers: what libraries in C print on its descriptor goes to stderr inside of the block.
+
+    TensorRT warns there, in the middle of what ``--json`` prints. A ``sys.stdout`` that is not descriptor 1 (a test's,
+    a notebook's) stays as it is.
+    """
+    try:
+        redirected = sys.stdout.fileno() == 1
+    except (OSError, ValueError, AttributeError):
+        redirected = False
+    if not redirected:
+        yield
+        return
+    stdout = sys.stdout
+    stdout.flush()
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with open(answers, "w", encoding=stdout.encoding, errors=stdout.errors, closefd=False) as sys.stdout:
+            yield
+    finally:
+        sys.stdout = stdout
+        os.dup2(answers, 1)
+        os.close(answers)
 
 
 def print_error(error: PareError) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from models.console import make_progress, print_json, run_app
 from models.errors import CheckpointError, UnknownNameError
 from models.progress import NULL_PROGRESS
 from models.spec import Precision
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def app_that(action: object) -> typer.Typer:
@@ -65,3 +69,24 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert captured.err == "working\n"
     assert captured.out == ""
+
+
+def test_only_answers_are_on_stdout() -> None:
+    code = """
+import os, sys, typer
+from models.console import print_json, run_app
+
+app = typer.Typer()
+
+@app.command()
+def main() -> None:
+    os.write(1, b"WARNING of a library in C\\n")
+    print_json({"answer": 42})
+
+status = run_app(app, [])
+print("after")
+sys.exit(status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == '{\n  "answer": 42\n}\nafter\n'
+    assert done.stderr == "WARNING of a library in C\n"
