@@ -7,19 +7,19 @@ answers over the distance of its ends (1: straight), ``evenness`` the smallest s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import metrics
-from benchmarks.front import COLORS
+from benchmarks.level_chart import IDLE, LevelCurve, chart, table
 from export.parity import open_any
 from models.artifact import Artifact, write_json
 from models.controls import graph_feeds
@@ -32,40 +32,88 @@ if TYPE_CHECKING:
     from export.target import Runner
     from models.tasks.base import Task
 
-IDLE = "doing nothing"
-_WIDTH, _HEIGHT = 470, 330
-_LEFT, _TOP, _BOTTOM, _RIGHT = 58, 48, 48, 14
-_FONT = "Inter, 'Segoe UI', system-ui, sans-serif"
+Answer = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class LevelCurve:
-    """What one artifact does over the levels.
+class Levels:
+    """Photos prepared at each level of a control, and what a perfect network would give.
 
-    Attributes:
-        name: File name, or ``doing nothing``.
-        target: Format, ``""`` for doing nothing.
-        precision: Arithmetic, likewise.
-        emulated: Another runtime than the target's own computed it.
-        levels: Values of the control.
-        psnr_db: Mean over photos at each level.
-        lpips: Likewise.
-        detour: Path over distance; None for doing nothing.
-        evenness: Smallest over largest step; None for doing nothing.
+    Args:
+        task: With a control.
+        rgb: Photos (N, 3, H, W) in [0, 1] of the size that the artifacts take.
+        count: Levels, the ends among them.
+        lpips_net: Which LPIPS.
+        lpips_weights: Where the official weights are.
+        reference: What answers are compared with where the task has no ground truth; None: the task's own target.
+
+    Raises:
+        UsageError: Fewer than two levels.
+        UnsupportedError: The task has no control, or cannot fix it.
     """
 
-    name: str
-    target: str
-    precision: str
-    emulated: bool
-    levels: tuple[float, ...]
-    psnr_db: tuple[float, ...]
-    lpips: tuple[float, ...]
-    detour: float | None = None
-    evenness: float | None = None
+    def __init__(
+        self,
+        task: Task,
+        rgb: Tensor,
+        *,
+        count: int = 5,
+        lpips_net: str = "lite",
+        lpips_weights: Path | None = None,
+        reference: Answer | None = None,
+    ) -> None:
+        if not task.controls:
+            fix = "use `python -m benchmarks run`"
+            raise UnsupportedError(explain(f"task {task.name}", expected="a run-time control", got="none", fix=fix))
+        if count < 2:
+            raise UsageError(explain("levels", expected="two or more", got=count, fix="raise --count"))
+        self.task, self.control = task, task.controls[0]
+        low, high = self.control.minimum, self.control.maximum
+        self.levels = tuple(low + (high - low) * index / (count - 1) for index in range(count))
+        self._net, self._weights = lpips_net, lpips_weights
+        prepared = [task.prepare_at(rgb, [level]) for level in self.levels]
+        self._inputs = [inputs for inputs, _ in prepared]
+        if reference is None or task.has_truth(rgb):
+            self._truths = [task.truth(inputs, target) for inputs, target in prepared]
+        else:
+            self._truths = [task.render(inputs, reference(inputs)) for inputs in self._inputs]
 
+    @property
+    def calls(self) -> int:
+        """How many photos ``curve`` runs through an answer."""
+        return sum(len(inputs) for inputs in self._inputs) + len(self.levels)
 
-Answer = Callable[[Tensor], Tensor]
+    def idle(self) -> LevelCurve:
+        """Return the curve of doing nothing."""
+        return LevelCurve(IDLE, "", "", False, self.levels, *self._score(self.task.baseline))
+
+    def curve(self, name: str, artifact: Artifact, answer: Answer, *, emulated: bool) -> LevelCurve:
+        """Return the curve of an artifact, with its transition."""
+        values = (name, artifact.format, artifact.precision.value, emulated, self.levels)
+        return LevelCurve(*values, *self._score(answer), *self._transition(answer))
+
+    def _score(self, answer: Answer) -> tuple[tuple[float | None, ...], tuple[float, ...]]:
+        psnr, lpips = [], []
+        for inputs, truth in zip(self._inputs, self._truths, strict=True):
+            preds = self.task.render(inputs, answer(inputs))
+            value = float(metrics.psnr(preds, truth).mean())
+            psnr.append(value if math.isfinite(value) else None)
+            lpips.append(float(metrics.lpips(preds, truth, net=self._net, weights=self._weights).mean()))
+        return tuple(psnr), tuple(lpips)
+
+    def _transition(self, answer: Answer) -> tuple[float | None, float | None]:
+        """Return detour and evenness of the answers to one input at all levels; None where nothing changes."""
+        inputs = self._inputs[len(self.levels) // 2][:1]
+        channels = inputs.shape[1] - len(self.task.controls)
+        pictures = []
+        for level in self.levels:
+            moved = inputs.clone()
+            moved[:, channels] = level
+            pictures.append(answer(moved))
+        steps = [float((b - a).square().mean().sqrt()) for a, b in pairwise(pictures)]
+        distance = float((pictures[-1] - pictures[0]).square().mean().sqrt())
+        if not distance:
+            return None, None
+        return sum(steps) / distance, min(steps) / max(steps)
 
 
 @torch.inference_mode()
@@ -92,29 +140,14 @@ def measure_levels(
 
     Raises:
         UsageError: No artifact, several tasks, or fewer than two levels.
-        UnsupportedError: The task has no control.
+        UnsupportedError: The task has no control, or cannot fix it.
     """
     tasks = sorted({artifact.task for artifact in artifacts})
-    if len(tasks) != 1 or count < 2:
-        fix = "pass artifacts of one task, and two levels or more"
-        raise UsageError(explain("levels", expected="one task", got=f"{tasks}, {count} levels", fix=fix))
-    task = get_task(tasks[0])
-    if not task.controls:
-        fix = "use `python -m benchmarks run`"
-        raise UnsupportedError(explain(f"task {task.name}", expected="a run-time control", got="none", fix=fix))
-    control = task.controls[0]
-    levels = tuple(control.minimum + (control.maximum - control.minimum) * i / (count - 1) for i in range(count))
-
-    def score(answer: Answer) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        psnr, lpips = [], []
-        for level in levels:
-            inputs, target = task.prepare_at(rgb, [level])
-            preds, truth = task.render(inputs, answer(inputs)), task.truth(inputs, target)
-            psnr.append(float(metrics.psnr(preds, truth).mean()))
-            lpips.append(float(metrics.lpips(preds, truth, net=lpips_net, weights=lpips_weights).mean()))
-        return tuple(psnr), tuple(lpips)
-
-    curves = [LevelCurve(IDLE, "", "", False, levels, *score(task.baseline))]
+    if len(tasks) != 1:
+        fix = "pass artifacts of one task"
+        raise UsageError(explain("levels", expected="one task", got=tasks, fix=fix))
+    levels = Levels(get_task(tasks[0]), rgb, count=count, lpips_net=lpips_net, lpips_weights=lpips_weights)
+    curves = [levels.idle()]
     with progress.track("Levels", total=len(artifacts)) as bar:
         for artifact in artifacts:
             if artifact.format == "torch" and artifact.precision is Precision.INT8:
@@ -124,15 +157,12 @@ def measure_levels(
                 progress.note(f"{artifact.path.name}: {reason}")
                 continue
             with runner:
-                answer = _answers_of(runner)
-                detour, evenness = _transition(task, answer, rgb[:1], levels)
-                values = (artifact.path.name, artifact.format, artifact.precision.value, runner.emulated, levels)
-                curves.append(LevelCurve(*values, *score(answer), detour, evenness))
+                curves.append(levels.curve(artifact.path.name, artifact, answers_of(runner), emulated=runner.emulated))
             bar.advance()
     return curves
 
 
-def _answers_of(runner: Runner) -> Answer:
+def answers_of(runner: Runner) -> Answer:
     """Return a call that computes packed inputs (N, C + k, H, W), one photo at a time."""
 
     def answer(inputs: Tensor) -> Tensor:
@@ -145,22 +175,6 @@ def _answers_of(runner: Runner) -> Answer:
     return answer
 
 
-def _transition(task: Task, answer: Answer, rgb: Tensor, levels: Sequence[float]) -> tuple[float | None, float | None]:
-    """Return detour and evenness of the answers to one input at all levels; None where the level changes nothing."""
-    inputs = task.prepare_at(rgb, [levels[len(levels) // 2]])[0]
-    channels = inputs.shape[1] - len(task.controls)
-    pictures = []
-    for level in levels:
-        moved = inputs.clone()
-        moved[:, channels] = level
-        pictures.append(answer(moved))
-    steps = [float((b - a).square().mean().sqrt()) for a, b in pairwise(pictures)]
-    distance = float((pictures[-1] - pictures[0]).square().mean().sqrt())
-    if not distance:
-        return None, None
-    return sum(steps) / distance, min(steps) / max(steps)
-
-
 def write_levels(folder: Path, curves: Sequence[LevelCurve], *, control: str, lpips_net: str) -> Path:
     """Write ``levels.json``, ``levels.md`` and ``levels.svg``; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,78 +185,3 @@ def write_levels(folder: Path, curves: Sequence[LevelCurve], *, control: str, lp
     (folder / "levels.md").write_text(table(curves, control=control, lpips_net=lpips_net), encoding="utf-8")
     (folder / "levels.svg").write_text(chart(curves, control=control, lpips_net=lpips_net), encoding="utf-8")
     return folder
-
-
-def table(curves: Sequence[LevelCurve], *, control: str, lpips_net: str) -> str:
-    """Return the curves as a Markdown table: PSNR in dB and LPIPS at each level."""
-    heads = [f"{control} {level:g}" for level in curves[0].levels]
-    lines = [f"PSNR (dB) / LPIPS-{lpips_net} by {control}; detour 1 is straight, evenness 1 is even.", ""]
-    lines += [f"| artifact | {' | '.join(heads)} | detour | evenness |", "|---" * (len(heads) + 3) + "|"]
-    for curve in curves:
-        cells = [f"{p:.2f} / {d:.4f}" for p, d in zip(curve.psnr_db, curve.lpips, strict=True)]
-        ends = ["-" if value is None else f"{value:.2f}" for value in (curve.detour, curve.evenness)]
-        name = curve.name + (" (emulated)" if curve.emulated else "")
-        lines.append(f"| {name} | {' | '.join([*cells, *ends])} |")
-    return "\n".join(lines) + "\n"
-
-
-def chart(curves: Sequence[LevelCurve], *, control: str, lpips_net: str) -> str:
-    """Return two panels as SVG, PSNR and LPIPS against the level; INT8 is dashed, doing nothing grey and dotted."""
-    parts = [_panel(curves, 0, "PSNR, dB (higher is better)", control, lambda c: c.psnr_db)]
-    parts.append(_panel(curves, _WIDTH, f"LPIPS-{lpips_net} (lower is better)", control, lambda c: c.lpips))
-    height = _HEIGHT + 20 * len(curves)
-    for index, curve in enumerate(curves):
-        y = _HEIGHT + 20 * index + 4
-        note = "" if curve.detour is None else f", detour {curve.detour:.2f}, evenness {curve.evenness:.2f}"
-        parts.append(f'<line x1="{_LEFT}" y1="{y}" x2="{_LEFT + 30}" y2="{y}" {_stroke(curve)}/>')
-        parts.append(f'<text x="{_LEFT + 38}" y="{y + 4}" font-size="12">{escape(curve.name + note)}</text>')
-    body = "\n".join(parts)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * _WIDTH} {height}" font-family="{_FONT}" '
-        f'fill="#1b1d22">\n<rect width="100%" height="100%" fill="#ffffff"/>\n{body}\n</svg>\n'
-    )
-
-
-def _stroke(curve: LevelCurve) -> str:
-    color = COLORS.get(curve.target, "#9aa0aa")
-    dash = ' stroke-dasharray="2 4"' if not curve.target else ' stroke-dasharray="7 4"' * (curve.precision == "int8")
-    return f'fill="none" stroke="{color}" stroke-width="2"{dash}'
-
-
-def _panel(
-    curves: Sequence[LevelCurve], left: int, title: str, control: str, pick: Callable[[LevelCurve], tuple[float, ...]]
-) -> str:
-    values = [value for curve in curves for value in pick(curve)]
-    low, high = min(values), max(values)
-    room = 0.05 * (high - low) or 1.0
-    low, high = low - room, high + room
-    levels = curves[0].levels
-
-    def x(level: float) -> float:
-        share = (level - levels[0]) / (levels[-1] - levels[0])
-        return left + _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
-
-    parts: list[Any] = [f'<text x="{left + _LEFT}" y="28" font-size="14" font-weight="600">{escape(title)}</text>']
-    for step in range(5):
-        value = low + (high - low) * step / 4
-        parts.append(
-            f'<line x1="{x(levels[0]):.1f}" y1="{y(value):.1f}" x2="{x(levels[-1]):.1f}" y2="{y(value):.1f}" '
-            f'stroke="#e6e8ec"/><text x="{left + _LEFT - 8}" y="{y(value) + 4:.1f}" font-size="11" '
-            f'text-anchor="end" fill="#5d6470">{value:.3g}</text>'
-        )
-    for level in levels:
-        parts.append(
-            f'<text x="{x(level):.1f}" y="{_HEIGHT - _BOTTOM + 18}" font-size="11" text-anchor="middle" '
-            f'fill="#5d6470">{level:g}</text>'
-        )
-    middle = left + (_LEFT + _WIDTH) / 2
-    parts.append(
-        f'<text x="{middle:.1f}" y="{_HEIGHT - 12}" font-size="12" text-anchor="middle">{escape(control)}</text>'
-    )
-    for curve in curves:
-        points = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in zip(levels, pick(curve), strict=True))
-        parts.append(f'<polyline points="{points}" {_stroke(curve)}/>')
-    return "\n".join(parts)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 
-from benchmarks.view import View, number, short, times
+from benchmarks.level_chart import table as level_table
+from benchmarks.screens import HEAD as SCREENS_HEAD
+from benchmarks.view import LEVELS, View, number, short, times
 
 _HOW_TO_READ = (
     "LPIPS is a perceptual distance: 0 is identical, lower is better. The net that computed it is named beside every "
@@ -24,6 +26,8 @@ def markdown(view: View) -> str:
     parts += [f"> {note}" for note in view.notes()]
     parts += ["## Artifacts", _artifacts(view), "## Resources", _resources(view)]
     parts += _ways(view)
+    parts += _levels(view)
+    parts += _screens(view)
     parts += _pictures(view)
     parts += ["## Worst and slowest photos", _extremes(view)]
     parts += ["## What was not measured, and why", _unmeasured(view)]
@@ -34,9 +38,10 @@ def markdown(view: View) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Render a Markdown table, the first column left, the others right aligned."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "|".join([":--"] + ["--:"] * (len(header) - 1)) + "|"]
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, prose: bool = False) -> str:
+    """Render a Markdown table, the first column left, the others right aligned; all left where they are ``prose``."""
+    rest = [":--" if prose else "--:"] * (len(header) - 1)
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join([":--", *rest]) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
@@ -126,6 +131,21 @@ def _ways(view: View) -> list[str]:
         header = ["step", "engine", f"LPIPS-{way.row.lpips_net}", "cost", "p50 ms", "ms saved", "faster"]
         parts += [f"To {way.row.engine_name}", table(header, rows)]
     return parts
+
+
+def _levels(view: View) -> list[str]:
+    if not view.levels:
+        return []
+    parts, control = ["## Quality by level"], view.levels["control"]
+    if view.curves:
+        parts.append(f"![PSNR and LPIPS against {control}]({LEVELS})")
+        parts.append(level_table(view.curves, control=control, lpips_net=view.levels["lpips_net"]).strip())
+    return [*parts, *view.level_notes()]
+
+
+def _screens(view: View) -> list[str]:
+    found = view.screens()
+    return ["## Screens", table(SCREENS_HEAD, [line.cells() for line in found], prose=True)] if found else []
 
 
 def _pictures(view: View) -> list[str]:

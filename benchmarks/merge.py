@@ -40,7 +40,8 @@ def merge(report: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dic
             raise ConfigError(explain("rows to merge", expected=f"task {sorted(tasks)}", got=strange, fix=fix))
         rows = _joined(rows, added)
         machines.update(other.get("machines") or {str(other["machine"].get("id")): other["machine"]})
-    return {**report, "rows": [row.to_json() for row in rows], "machines": machines}
+    screens = {key: value for content in (report, *others) for key, value in (content.get("screens") or {}).items()}
+    return {**report, "rows": [row.to_json() for row in rows], "machines": machines, "screens": screens}
 
 
 def _joined(rows: Sequence[BenchmarkRow], added: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:

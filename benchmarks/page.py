@@ -8,9 +8,11 @@ from pathlib import Path
 from string import Template
 
 from benchmarks.front import marker
+from benchmarks.level_chart import caption, head, lines
 from benchmarks.markup import definitions, note, plain_table, tag
 from benchmarks.page_pictures import pictures
 from benchmarks.page_tables import artifacts, status, walk
+from benchmarks.screens import HEAD as SCREENS_HEAD
 from benchmarks.view import View, number, short, times
 
 _HERE = Path(__file__).parent
@@ -34,6 +36,8 @@ def page(view: View, pictures_from: Path) -> str:
         plots=_plots(view),
         artifacts=artifacts(view),
         ways=walk(view),
+        levels=_levels(view),
+        screens=_screens(view),
         pictures=pictures(view.content.get("pictures") or [], pictures_from),
         extremes=_extremes(view),
         unmeasured=_unmeasured(view),
@@ -119,6 +123,28 @@ def _unmeasured(view: View) -> str:
         more = f"; and {len(skipped) - 20} more" if len(skipped) > 20 else ""
         items.append(tag("li", tag("b", f"Files left out: {len(skipped)}"), f" {escape(names)}{more}"))
     return tag("ul", *items, class_="reasons") if items else note("Nothing.")
+
+
+def _levels(view: View) -> str:
+    if not view.levels:
+        return ""
+    control, plot = view.levels["control"], view.level_plot()
+    parts = [tag("h2", "Quality by level")]
+    if plot is not None:
+        parts.append(tag("figure", plot))
+        parts.append(tag("p", escape(caption(control, view.levels["lpips_net"])), class_="hint"))
+        parts.append(plain_table(head(view.curves, control), lines(view.curves)))
+    parts += [tag("p", escape(text), class_="hint") for text in view.level_notes()]
+    return tag("section", *parts, id="levels")
+
+
+def _screens(view: View) -> str:
+    found = view.screens()
+    if not found:
+        return ""
+    hint = "Found on photos before export: what FP16 cannot hold, and operators that engines run slowly."
+    body = plain_table(SCREENS_HEAD, [line.cells() for line in found])
+    return tag("section", tag("h2", "Screens"), tag("p", hint, class_="hint"), body, id="screens")
 
 
 def _stages(view: View) -> str:

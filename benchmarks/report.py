@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import Machine
 from benchmarks.row import BenchmarkRow
-from benchmarks.view import View
+from benchmarks.view import LEVELS, View
 from models.artifact import write_json
 from models.errors import CheckpointError, RunFolderError, explain
 
@@ -108,6 +108,8 @@ def report_folder(path: Path) -> Path:
 def render_report(out: Path, content: Mapping[str, Any], *, pictures_from: Path | None = None) -> Path:
     """Write ``report.md``, ``index.html`` and ``front.svg`` (``front-2.svg``, ... for further nets or machines).
 
+    Where a run-time control was measured, ``levels.svg`` too.
+
     Args:
         out: Folder that they are written to.
         content: What ``read_report`` gave.
@@ -122,6 +124,8 @@ def render_report(out: Path, content: Mapping[str, Any], *, pictures_from: Path 
     view = View(content, rows_of(content))
     for file, svg in view.plots():
         _write(out / file, svg)
+    if (levels := view.level_plot()) is not None:
+        _write(out / LEVELS, levels)
     _write(out / "report.md", markdown(view))
     _write(out / "index.html", page(view, pictures_from or out))
     return out / "index.html"

@@ -14,11 +14,13 @@ import torch
 
 from benchmarks.assemble import Findings, build_row, count_costs, stage_of
 from benchmarks.contest import Contestant, open_contestants
+from benchmarks.contest_levels import contest_levels
 from benchmarks.cost import Cost
 from benchmarks.machine import Interference, Machine, describe_machine, pinned
 from benchmarks.pictures import Picture, choose_photos, take_pictures
 from benchmarks.quality import BASELINE, Judge, Photos, Scores, end_to_end, evaluate
 from benchmarks.row import BenchmarkRow
+from benchmarks.screens import records
 from benchmarks.settings import AUTO, Settings
 from benchmarks.timing import Measurement, measure_interleaved
 from models.artifact import Artifact
@@ -131,7 +133,18 @@ class _Contest:
         )
         rows = {contestant.name: build_row(contestant, found) for contestant in contestants}
         pictures = self._pictures(contestants, rows, scores)
-        return Benchmark(tuple(rows.values()), self.machine, self._details(found, rows), pictures)
+        details = {**self._details(found, rows), "screens": records(artifacts)}
+        details["levels"] = contest_levels(
+            contestants,
+            rows,
+            scores,
+            task=self.task,
+            photos=self.photos,
+            teacher=teacher,
+            settings=self.settings,
+            progress=self.progress,
+        )
+        return Benchmark(tuple(rows.values()), self.machine, details, pictures)
 
     def _open(self, artifacts: Sequence[Artifact], stack: ExitStack, *, device: str) -> list[Contestant]:
         return open_contestants(

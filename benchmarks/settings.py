@@ -26,6 +26,8 @@ class Settings:
         lpips_weights: Where its weights are, for the official nets.
         photo_limit: At most so many photos; None: all.
         pictures: How many photos are shown side by side.
+        levels: Levels of a run-time control at which quality is measured, the ends among them; 0: not measured.
+        level_photos: Photos that this is measured on.
         probes: Measure load time, first inference and memory in a fresh process each.
         latency: Measure latency; off: quality only.
         seed: Of the order of measuring.
@@ -44,6 +46,8 @@ class Settings:
     lpips_weights: Path | None = None
     photo_limit: int | None = None
     pictures: int = 4
+    levels: int = 5
+    level_photos: int = 3
     probes: bool = True
     latency: bool = True
     seed: int = 0
@@ -55,6 +59,10 @@ class Settings:
             if value is not None and value < low:
                 flag = "--" + name.replace("_", "-")
                 raise ConfigError(explain(flag, expected=f"{low} or more", got=value, fix="raise it"))
+        if self.levels == 1 or self.levels < 0 or self.level_photos < 1:
+            got = f"{self.levels} levels on {self.level_photos} photos"
+            expected = "levels of 0 or of 2 and more, on 1 photo or more"
+            raise ConfigError(explain("levels", expected=expected, got=got, fix="change the recipe"))
         if len(self.input_size) != 2 or min(self.input_size) < 1:
             fix = "for example --input-size 256 256"
             raise ConfigError(explain("--input-size", expected="height and width", got=self.input_size, fix=fix))

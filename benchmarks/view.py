@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.front import draw_front, front_groups
+from benchmarks.level_chart import LevelCurve, chart
 from benchmarks.row import BenchmarkRow
+from benchmarks.screens import Finding, findings
 from benchmarks.walk import Way, ways
 
 #: An artifact that loses more LPIPS than this to the teacher is not the headline while another one does not.
 HEADLINE_LIMIT = 0.01
 #: Above this part of the processors in other hands, latencies are not to be trusted.
 BUSY_LIMIT = 0.05
+#: File of the chart of a run-time control.
+LEVELS = "levels.svg"
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,38 @@ class View:
             if row.reason:
                 groups.setdefault((row.status, row.reason), []).append(row)
         return [(rows, reason) for (_, reason), rows in groups.items()]
+
+    @property
+    def levels(self) -> Mapping[str, Any]:
+        """What ``contest_levels`` measured; empty without a run-time control."""
+        return self.content.get("levels") or {}
+
+    @property
+    def curves(self) -> list[LevelCurve]:
+        """Quality against the level, doing nothing first; empty where no artifact was measured."""
+        curves = [LevelCurve.from_json(curve) for curve in self.levels.get("curves", [])]
+        return curves if len(curves) > 1 else []
+
+    def level_plot(self) -> str | None:
+        """Return the chart of ``curves`` (SVG), or None."""
+        if not self.curves:
+            return None
+        return chart(self.curves, control=self.levels["control"], lpips_net=self.levels["lpips_net"])
+
+    def level_notes(self) -> list[str]:
+        """Say what the chart of levels holds and what was left out of it."""
+        said = []
+        if self.curves:
+            photos = ", ".join(self.levels["photos"])
+            said.append(f"Measured on few photos: {photos}.")
+        joined: dict[str, list[str]] = {}
+        for item in self.levels.get("left_out", []):
+            joined.setdefault(item["reason"], []).append(item["artifact"])
+        return said + [f"Left out: {', '.join(names)}: {reason}." for reason, names in joined.items()]
+
+    def screens(self) -> list[Finding]:
+        """What the screens before export found, equal findings of several artifacts together."""
+        return findings(self.content.get("screens") or {}, self.rows)
 
     def notes(self) -> list[str]:
         """What a reader must know first: the notes of the run, and a machine that was busy with other things."""

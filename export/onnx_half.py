@@ -7,11 +7,12 @@ exponentiates, or when the caller names its layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract
 from export.onnx_graph import finish
+from export.screens import ASKED, RANGE
 from models.controls import graph_feeds
 from models.errors import UsageError, explain, require
 
@@ -48,7 +49,7 @@ def to_half(
     *,
     keep: tuple[str, ...] = (),
     photos: Sequence[NDArray[np.float32]] = (),
-) -> tuple[ModelProto, list[str]]:
+) -> tuple[ModelProto, dict[str, str]]:
     """Cast a float graph to FP16 with FP32 inputs and outputs.
 
     Args:
@@ -58,7 +59,7 @@ def to_half(
         photos: Prepared photos (1, C, H, W) of the graph's size, probed too (``export.screens.probes``).
 
     Returns:
-        The graph, and the names of the nodes that stayed in FP32.
+        The graph, and the nodes that stayed in FP32, by name, with the reason: ``asked``, ``range``, or the operator.
 
     Raises:
         UsageError: ``keep`` names no layer of the graph.
@@ -67,21 +68,19 @@ def to_half(
     converter = require("onnxruntime.transformers.float16", "onnx")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    blocked = sorted({*_named(model, keep), *_overflowing(model, contract, photos), *_of_kind(model, _ALWAYS_FLOAT)})
+    reasons = {node.name: node.op_type for node in model.graph.node if node.op_type in _ALWAYS_FLOAT}
+    reasons |= dict.fromkeys(_overflowing(model, contract, photos), RANGE) | dict.fromkeys(_named(model, keep), ASKED)
+    kept = dict(sorted(reasons.items()))
     half: ModelProto = converter.convert_float_to_float16(
         copy,
         keep_io_types=True,
         disable_shape_infer=False,
         op_block_list=list(_ALWAYS_FLOAT),
-        node_block_list=blocked,
+        node_block_list=list(kept),
     )
     _merge_casts(half)
     finish(half)
-    return half, blocked
-
-
-def _of_kind(model: ModelProto, kinds: Iterable[str]) -> list[str]:
-    return [node.name for node in model.graph.node if node.op_type in kinds]
+    return half, kept
 
 
 def _named(model: ModelProto, keep: tuple[str, ...]) -> list[str]:

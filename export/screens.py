@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 LARGEST_HALF = 65504.0
 #: Above this a layer stays in FP32: photos beyond the screened ones may reach four times the value.
 LIMIT = LARGEST_HALF / 4
+#: Why a layer or node stays in FP32 (``kept_fp32``), where it is not an operator that always does.
+RANGE, ASKED = "range", "asked"
 _PHOTOS = 4
 _SIDE = 128
 _TOP = 12

@@ -30,7 +30,7 @@ from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.refusal import say_refusal
 from export.registry import get_target
-from export.screens import Screens, screen_artifact
+from export.screens import ASKED, RANGE, Screens, screen_artifact
 from models.artifact import Artifact, load_network
 from models.errors import ExportError, PareError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
@@ -98,7 +98,7 @@ def export(
             net, record = _quantize(net, artifact, quantization, given.int8)
             notes["quantization"] = record.to_json(output.parent)
         if contract.precision is not Precision.FP32:
-            notes["kept_fp32"] = sorted(kept)
+            notes["kept_fp32"] = {name or "forward": reason for name, reason in sorted(kept.items())}
         net = _with_pictures(net, artifact.task, given)
         bar.advance()
         model = _convert(tools, net, contract, given, kept)
@@ -173,8 +173,8 @@ def _lightness(rgb: Tensor) -> Tensor:
     return normalize_lab(rgb_to_lab(rgb))[0]
 
 
-def _kept(net: nn.Module, given: Options, screens: Screens) -> frozenset[str]:
-    """Return the modules that compute in FP32: those asked for, all below them, and those of the overflow screen.
+def _kept(net: nn.Module, given: Options, screens: Screens) -> dict[str, str]:
+    """Return the modules that compute in FP32, with the reason: of the overflow screen, or asked for with all below.
 
     Raises:
         UsageError: The network has no such module.
@@ -184,10 +184,10 @@ def _kept(net: nn.Module, given: Options, screens: Screens) -> frozenset[str]:
     if missing := [one for one in given.keep_fp32 if one not in modules]:
         fix = "use names of net.named_modules()"
         raise UsageError(explain("keep_fp32", expected="layers of the network", got=", ".join(missing), fix=fix))
-    return frozenset((*asked, *screens.keep))
+    return dict.fromkeys(screens.keep, RANGE) | dict.fromkeys(asked, ASKED)
 
 
-def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kept: frozenset[str]) -> Any:
+def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kept: Mapping[str, str]) -> Any:
     import numpy as np
     import torch
 

@@ -110,18 +110,26 @@ class BenchmarkRecipe:
         warmup: Unrecorded calls of each artifact.
         iterations: Recorded calls of each artifact.
         pictures: Photos shown side by side.
+        levels: Levels of a run-time control at which quality is measured, the ends among them; 0: not measured.
+        level_photos: Photos that this is measured on.
         probes: Measure load time, first inference and memory in a process each.
     """
 
     warmup: int = 10
     iterations: int = 50
     pictures: int = 4
+    levels: int = 5
+    level_photos: int = 3
     probes: bool = True
 
     def __post_init__(self) -> None:
         if self.warmup < 0 or self.iterations < 1 or self.pictures < 0:
             got = f"warmup {self.warmup}, iterations {self.iterations}, pictures {self.pictures}"
             expected = "warmup and pictures of 0 or more, iterations of 1 or more"
+            raise ConfigError(explain("benchmark", expected=expected, got=got, fix="change the recipe"))
+        if self.levels == 1 or self.levels < 0 or self.level_photos < 1:
+            got = f"levels {self.levels}, level_photos {self.level_photos}"
+            expected = "levels of 0 or of 2 and more, level_photos of 1 or more"
             raise ConfigError(explain("benchmark", expected=expected, got=got, fix="change the recipe"))
 
 

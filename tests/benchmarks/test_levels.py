@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.levels import IDLE, measure_levels, write_levels
+from benchmarks.level_chart import IDLE
+from benchmarks.levels import measure_levels, write_levels
 from benchmarks.metrics import psnr
 from models.artifact import Artifact, load_network, save_network
 from models.errors import UnsupportedError, UsageError

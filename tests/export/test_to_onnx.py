@@ -149,7 +149,7 @@ def test_bad_requests_are_refused_and_leave_nothing(
 def test_layers_named_by_the_caller_stay_in_single(tiny_student: Artifact, tmp_path: Path) -> None:
     options = {"keep_fp32": "head,stem.0"}
     made = to_onnx.export(tiny_student, tmp_path / "a.onnx", precision=Precision.FP16, input_size=SIZE, options=options)
-    assert made.metadata["kept_fp32"] == ["head", "stem.0"]
+    assert made.metadata["kept_fp32"] == {"head": "asked", "stem.0": "asked"}
 
 
 def test_full_disk_leaves_the_old_artifact(

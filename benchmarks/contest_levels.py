@@ -1,0 +1,117 @@
+"""The levels of a run-time control in the report of a contest: few photos, few levels, what takes long left out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from benchmarks.contest import Contestant, say
+from benchmarks.levels import Levels, answers_of
+from benchmarks.quality import Photos, Scores
+from benchmarks.settings import Settings
+from models.artifact import Artifact
+from models.errors import PareError
+from models.photos import to_batch
+from models.progress import Progress
+from models.registry import get_spec
+from models.spec import Precision
+
+if TYPE_CHECKING:
+    from benchmarks.row import BenchmarkRow
+    from models.tasks.base import Task
+
+_MS_PER_S = 1000.0
+_EARLIER = "the export of an earlier stage: it computes what that stage does in PyTorch"
+
+
+@torch.inference_mode()
+def contest_levels(
+    contestants: Sequence[Contestant],
+    rows: Mapping[str, BenchmarkRow],
+    scores: Mapping[str, Scores],
+    *,
+    task: Task,
+    photos: Photos,
+    teacher: Artifact | None,
+    settings: Settings,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure quality against the level for what can run here, or is emulated quickly enough.
+
+    An artifact that would take longer than ``settings.max_seconds``, by its time of one photo in the contest, is left
+    out; so are exports of the teacher and of stages in between.
+
+    Args:
+        contestants: With open runners.
+        rows: Their rows, by name.
+        scores: What was measured of them before, by name.
+        task: Of all of them.
+        photos: Of the contest; the first ``settings.level_photos`` are taken.
+        teacher: What answers are compared with where the task has no ground truth.
+        settings: How.
+        progress: Where to report.
+
+    Returns:
+        JSON values: ``control``, ``lpips_net``, ``photos``, ``curves`` (doing nothing first) and ``left_out``
+        (artifacts with reasons). Empty where no artifact has a control that is an input of its graph.
+    """
+    able = _with_control(contestants)
+    if not able or not settings.levels:
+        return {}
+    count = min(settings.level_photos, len(photos))
+    content: dict[str, Any] = {"control": task.controls[0].name if task.controls else "", "curves": [], "left_out": []}
+    content |= {"lpips_net": settings.lpips_net, "photos": list(photos.names[:count])}
+    first = next((c for c in able if c.artifact is teacher and c.runner is not None), None)
+    reference = None if first is None or first.runner is None else answers_of(first.runner)
+    try:
+        rgb = torch.cat([to_batch([photos.load(index)]) for index in range(count)])
+        nets = {"lpips_net": settings.lpips_net, "lpips_weights": settings.lpips_weights}
+        levels = Levels(task, rgb, count=settings.levels, reference=reference, **nets)
+    except PareError as error:
+        return {**content, "left_out": [{"artifact": "all artifacts", "reason": say(error)}]}
+    curves = [levels.idle()]
+    with progress.track("Levels", total=len(able)) as bar:
+        for contestant in able:
+            label = rows[contestant.name].label
+            reason = _why_not(contestant, able, scores.get(contestant.name), levels.calls, settings.max_seconds)
+            if reason is None and contestant.runner is not None:
+                answer, emulated = answers_of(contestant.runner), contestant.runner.emulated
+                try:
+                    curves.append(levels.curve(label, contestant.artifact, answer, emulated=emulated))
+                except Exception as error:  # a third-party runtime may raise anything; the others go on
+                    reason = say(error)
+            if reason is not None:
+                content["left_out"].append({"artifact": label, "reason": reason})
+            bar.advance()
+    return {**content, "curves": [asdict(curve) for curve in curves]}
+
+
+def _with_control(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """Return each artifact whose graph takes a control once, on its first device; INT8 in PyTorch is a record only."""
+    found: dict[str, Contestant] = {}
+    for contestant in contestants:
+        artifact = contestant.artifact
+        is_record = artifact.format == "torch" and artifact.precision is Precision.INT8
+        if not is_record and get_spec(artifact.model, task=artifact.task).graph_controls:
+            found.setdefault(artifact.sha256, contestant)
+    return list(found.values())
+
+
+def _why_not(
+    contestant: Contestant, others: Sequence[Contestant], scores: Scores | None, calls: int, max_seconds: float
+) -> str | None:
+    """Return why a contestant has no curve, or None."""
+    if contestant.runner is None:
+        return "; ".join(contestant.reasons.values()) or "it did not run"
+    floats = [c.artifact for c in others if c.artifact.format != "torch" and c.artifact.precision is not Precision.INT8]
+    last = max((len(artifact.stages) for artifact in floats), default=0)
+    if contestant.artifact.format != "torch" and len(contestant.artifact.stages) < last:
+        return _EARLIER
+    one = statistics.median(scores.infer_ms) / _MS_PER_S if scores is not None and scores.infer_ms else 0.0
+    if one * calls > max_seconds:
+        return f"a photo takes {one:.2g} s, and {calls} of them more than {max_seconds:g} s"
+    return None
