@@ -69,8 +69,14 @@ def contest_levels(
     reference = None if first is None or first.runner is None else answers_of(first.runner)
     try:
         rgb = torch.cat([to_batch([photos.load(index)]) for index in range(count)])
-        nets = {"lpips_net": settings.lpips_net, "lpips_weights": settings.lpips_weights}
-        levels = Levels(task, rgb, count=settings.levels, reference=reference, **nets)
+        levels = Levels(
+            task,
+            rgb,
+            count=settings.levels,
+            lpips_net=settings.lpips_net,
+            lpips_weights=settings.lpips_weights,
+            reference=reference,
+        )
     except PareError as error:
         return {**content, "left_out": [{"artifact": "all artifacts", "reason": say(error)}]}
     curves = [levels.idle()]

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from export.target import Target
 
 Status = Literal["built", "unsupported", "failed"]
+#: What helps when no target takes a network.
+REWRITE = (
+    "write the operators that are named in another way, add a target that takes them, or distill the network into a "
+    "student, which ships in its place (stage distill; another --student where the student is what was refused)"
+)
 
 
 @dataclass(frozen=True)
@@ -185,11 +190,21 @@ def _export(job: Job, target: Target, how: Mapping[str, Any], progress: Progress
 
 def check_made(outcomes: Iterable[Outcome]) -> None:
     """Raise ExportError when a converter refused the network, with every artifact and reason."""
-    refused = [outcome for outcome in outcomes if outcome.refused]
+    tried = list(outcomes)
+    refused = [outcome for outcome in tried if outcome.refused]
     if refused:
-        got = "; ".join(f"{outcome.job.label}: {outcome.reason}" for outcome in refused)
-        fix = "pass --keep-going to go on without them; what is finished stays and is not run again"
-        raise ExportError(explain("export", expected="every artifact", got=got, fix=fix))
+        going_on = "pass --keep-going to go on without them; what is finished stays and is not run again"
+        fix = going_on if any(outcome.artifact for outcome in tried) else REWRITE
+        raise ExportError(explain("export", expected="every artifact", got=say_reasons(refused), fix=fix))
+
+
+def say_reasons(outcomes: Iterable[Outcome]) -> str:
+    """Say why artifacts were not made, or are not shipped; those of one reason together."""
+    joined: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.reason:
+            joined.setdefault(outcome.reason, []).append(outcome.job.label)
+    return "; ".join(f"{', '.join(labels)}: {reason}" for reason, labels in joined.items())
 
 
 def _key_file(path: Path) -> Path:

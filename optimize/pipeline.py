@@ -95,6 +95,7 @@ def run_pipeline(
     Raises:
         UnsupportedError: Without ``keep_going``: a stage cannot work on this network.
         ExportError: Without ``keep_going``: a converter refused it; all others were tried.
+        ExportError: Also with ``keep_going``: no target took the network.
         PareError: Bad input, NaN loss, a full disk, a folder that holds another run, or nothing left to ship.
     """
     from benchmarks.metrics import load_lpips

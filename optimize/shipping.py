@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.row import BenchmarkRow
 from models.artifact import write_json
-from models.errors import QualityGateError, explain
+from models.errors import ExportError, PareError, QualityGateError, explain
 from models.progress import Progress
-from optimize.exports import Outcome, move
+from optimize.exports import REWRITE, Outcome, move, say_reasons
 from optimize.run_folder import fingerprint, read_json
 from optimize.run_state import REFERENCE, Run
 
@@ -151,7 +151,8 @@ def gate(run: Run, progress: Progress) -> None:
     """Move what breaks the gate from ``artifacts`` to ``rejected``.
 
     Raises:
-        QualityGateError: Nothing is left to ship.
+        QualityGateError: Nothing is left to ship, and some of it broke the gate.
+        ExportError: Nothing is left to ship, and none of it could be made.
     """
     reasons = {row.artifact: row.reason for row in run.rows if row.reason and NOT_SHIPPED in row.reason}
     kept = []
@@ -164,9 +165,20 @@ def gate(run: Run, progress: Progress) -> None:
         kept.append(outcome)
     run.outcomes = kept
     if run.outcomes and not run.shipped:
-        got = "; ".join(f"{o.job.label}: {o.reason}" for o in run.outcomes if o.reason) or "none"
-        fix = f"read {run.root / 'report' / 'report.md'}; raise --max-lpips-drop, or pass --allow-drop"
-        raise QualityGateError(explain("run", expected="an artifact to ship", got=got, fix=fix))
+        raise _nothing_to_ship(run)
+
+
+def _nothing_to_ship(run: Run) -> PareError:
+    """Return the error of a run that made nothing to ship: what stood against each artifact, and what helps."""
+    outcomes = [outcome for outcome in run.outcomes if outcome.job.path.parent.name != REFERENCE]
+    rejected = any(NOT_SHIPPED in (outcome.reason or "") for outcome in outcomes)
+    fixes = ["raise --max-lpips-drop, or pass --allow-drop"] if rejected else []
+    if any(outcome.refused for outcome in outcomes):
+        fixes.append(REWRITE)
+    report = run.root / "report" / "report.md"
+    fix = "; ".join([*(fixes or ["do what the reasons say, or export to other targets"]), f"{report} has it all"])
+    text = explain("run", expected="an artifact to ship", got=say_reasons(outcomes) or "none", fix=fix)
+    return QualityGateError(text) if rejected else ExportError(text)
 
 
 def bundle(run: Run, progress: Progress) -> None:

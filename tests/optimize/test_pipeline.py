@@ -455,6 +455,39 @@ def test_nothing_left_to_ship_is_an_error_with_a_report(bench: Bench, recipe: Re
     assert (tmp_path / "run/report/report.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (ExportError("layer head: operator fft2 is not known"), "write the operators that are named in another way"),
+        (MissingExtraError("onnx", "onnxruntime"), "do what the reasons say, or export to other targets"),
+    ],
+    ids=["refused", "missing"],
+)
+def test_no_target_that_takes_the_network_is_an_error_that_helps(
+    bench: Bench, recipe: Recipe, tmp_path: Path, error: Exception, fix: str
+) -> None:
+    labels = [f"{target} {precision}" for target in ("onnx", "openvino") for precision in ("fp32", "fp16", "int8")]
+    bench.broken = dict.fromkeys(labels, error)
+    with pytest.raises(ExportError, match=f"run: expected an artifact to ship, got {', '.join(labels)}: ") as raised:
+        run_pipeline(recipe, tmp_path / "run", keep_going=True)
+    assert str(raised.value).count(str(error)) == 1  # not once more for the references
+    assert fix in str(raised.value)
+    assert "max-lpips-drop" not in str(raised.value)
+    assert str(tmp_path / "run/report/report.md") in str(raised.value)
+    assert (tmp_path / "run/report/report.json").exists()
+    if isinstance(error, ExportError):
+        with pytest.raises(ExportError, match="export: expected every artifact") as raised:
+            run_pipeline(recipe, tmp_path / "run")
+        assert "--keep-going" not in str(raised.value)
+
+
+def test_what_is_refused_and_what_breaks_the_gate_get_both_fixes(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
+    bench.lpips["engine"] = 0.5
+    bench.broken["openvino fp16"] = ExportError("operator fft2 is not known")
+    with pytest.raises(QualityGateError, match=r"raise --max-lpips-drop, or pass --allow-drop; write the operators"):
+        run_pipeline(recipe, tmp_path / "run", keep_going=True)
+
+
 def test_no_int8_without_a_quantize_stage(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
     summary = run_pipeline(replace(recipe, stages=("distill",)), tmp_path / "run")
     assert [row["precision"] for row in summary["artifacts"]] == ["fp32", "fp16"] * 2

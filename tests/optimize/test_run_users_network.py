@@ -27,6 +27,22 @@ def restyle():
         nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.ReLU(), nn.Conv2d(8, 3, 1), nn.Sigmoid(),
     )
 """
+WAVES = """
+import torch
+from torch import nn
+
+
+class Waves(nn.Module):
+    def forward(self, x):
+        y = torch.fft.fft2(x).real
+        if y.mean() > 0.1:
+            y = y * 0.5
+        return y
+
+
+def waves():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Waves(), nn.Conv2d(8, 3, 1), nn.Sigmoid())
+"""
 TASK = """
 from models.tasks.image import Image
 
@@ -79,6 +95,27 @@ def test_a_task_that_leaves_its_own_range_is_refused_at_the_start(
     assert main(argv.split()) == 2
     assert "makes: expected values in [0, 1], got 1.05 to 2.93; fix: correct its prepare" in capsys.readouterr().err
     assert not (tmp_path / "run/stages/01-distill").exists()
+
+
+def test_a_network_that_no_target_takes_is_named_with_layer_operator_and_a_way_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("onnxruntime", "coremltools"):
+        pytest.importorskip(package)
+    (folder / "waves.py").write_text(WAVES, encoding="utf-8")
+    net = load_object(f"{folder / 'waves.py'}:waves")()
+    torch.save(net.state_dict(), folder / "waves.pth")
+    argv = f"run --config {folder / 'recipe.yaml'} --teacher {folder / 'waves.py'}:waves --weights "
+    argv += f"{folder / 'waves.pth'} --task image --data {folder / 'photos'} -o {tmp_path / 'run'} -q --keep-going"
+    sets = ["stages=[]", "export.targets=[onnx,coreml]", "export.precisions=[fp32]"]
+    assert main([*argv.split(), *(word for value in sets for word in ("--set", value))]) == 1
+    said = capsys.readouterr().err
+    assert "got onnx fp32: " in said
+    assert "layer 1: operator _local_scalar_dense: Python code decides by the values of a tensor" in said
+    assert "coreml fp32: " in said
+    assert "layer 1: operator fft_fft2" in said
+    assert "distill the network into a student" in said
+    assert "max-lpips-drop" not in said
 
 
 @pytest.mark.parametrize("student", ["image_unet", "teacher"])
