@@ -13,9 +13,13 @@ from benchmarks.markup import definitions, note, plain_table, tag
 from benchmarks.page_pictures import pictures
 from benchmarks.page_tables import artifacts, status, walk
 from benchmarks.screens import HEAD as SCREENS_HEAD
+from benchmarks.shell import wrap
 from benchmarks.view import View, number, short, times
 
 _HERE = Path(__file__).parent
+_FOOTER = (
+    "Made by <code>python -m benchmarks</code>. The numbers are in <code>report.json</code>, with every raw sample."
+)
 
 
 def page(view: View, pictures_from: Path) -> str:
@@ -25,12 +29,7 @@ def page(view: View, pictures_from: Path) -> str:
         view: What it says.
         pictures_from: Folder that the picture files of the report are relative to.
     """
-    template = Template((_HERE / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        title=escape(view.title()),
-        subtitle=escape(view.subtitle()),
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
-        script=(_HERE / "page.js").read_text(encoding="utf-8"),
+    main = Template((_HERE / "page.html").read_text(encoding="utf-8")).substitute(
         cards=_cards(view),
         notes="".join(note(text) for text in view.notes()),
         plots=_plots(view),
@@ -45,6 +44,7 @@ def page(view: View, pictures_from: Path) -> str:
         machine=_machine(view),
         recipe=escape(json.dumps(view.content.get("recipe", {}), indent=2)),
     )
+    return wrap(main, brand="Pare report", title=view.title(), subtitle=view.subtitle(), footer=_FOOTER)
 
 
 def _cards(view: View) -> str:

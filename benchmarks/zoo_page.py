@@ -18,6 +18,7 @@ from benchmarks.page_tables import status
 from benchmarks.pictures import DO_NOTHING
 from benchmarks.report import REPORT
 from benchmarks.row import STATUSES, TARGET_NAMES
+from benchmarks.shell import wrap
 from benchmarks.view import BUSY_LIMIT, number, short, times
 from benchmarks.zoo_table import Engine, ZooRow
 from export.registry import list_targets
@@ -25,6 +26,10 @@ from models.artifact import write_json
 from models.errors import RunFolderError, explain
 
 _HERE = Path(__file__).parent
+_FOOTER = (
+    "Made by <code>python -m benchmarks zoo</code>. "
+    "The numbers are in <code>zoo.json</code>; each model has a report of its own."
+)
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 _METRIC_NAMES = {"lpips": "LPIPS", "psnr": "PSNR dB", "ssim": "SSIM", "delta_e": "ΔE2000"}
 _DIGITS = {"lpips": 4, "psnr": 2, "ssim": 4, "delta_e": 2}
@@ -201,13 +206,9 @@ def page(content: Mapping[str, Any], rows: Sequence[ZooRow], shown: Sequence[Map
     why = [
         tag("li", status(word), " ", tag("b", escape(who)), " ", escape(reason)) for word, who, reason in reasons(rows)
     ]
-    return Template((_HERE / "zoo.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title(rows)),
-        subtitle=escape(subtitle(content)),
+    main = Template((_HERE / "zoo.html").read_text(encoding="utf-8")).substitute(
         command=escape(command(content)),
         notes="".join(note(text) for text in notes(content, rows)),
-        style=(_HERE / "page.css").read_text(encoding="utf-8"),
-        script=(_HERE / "page.js").read_text(encoding="utf-8"),
         table=_html_table(rows, targets),
         pictures=pictures(shown, root),
         reasons=tag("ul", *why, class_="reasons") if why else note("Nothing."),
@@ -215,6 +216,8 @@ def page(content: Mapping[str, Any], rows: Sequence[ZooRow], shown: Sequence[Map
         machine=definitions(content["machine"].items()),
         settings=definitions(content["settings"].items()),
     )
+    style = (_HERE / "zoo.css").read_text(encoding="utf-8")
+    return wrap(main, brand="Pare zoo", title=title(rows), subtitle=subtitle(content), footer=_FOOTER, style=style)
 
 
 def title(rows: Sequence[ZooRow]) -> str:
