@@ -78,12 +78,12 @@ class DistillConfig:
     loss: Literal["regression", "kl_mse"] = "regression"
     output_weight: float = 1.0
     output_pixel: PixelLoss = "l1"
-    truth_weight: float = 0.3
+    truth_weight: float = 0.05
     truth_pixel: PixelLoss = "cauchy"
     tv_weight: float = 0.0
     feature_weight: float = 0.1
     perceptual_weight: float = 3.0
-    perceptual_target: Literal["truth", "teacher"] = "truth"
+    perceptual_target: Literal["truth", "teacher"] = "teacher"
     lpips_net: str = "lite"
     alpha: float = 0.5
     temperature: float = 4.0

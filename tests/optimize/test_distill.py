@@ -231,7 +231,9 @@ def test_every_weighted_part_is_in_the_loss(
         return values
 
     monkeypatch.setattr(DistillStep, "__call__", keep)
-    settings = config(fit=fit(phases=(Phase(32, 1, 12),)), perceptual_target=wanted, perceptual_weight=2.0)
+    settings = config(
+        fit=fit(phases=(Phase(32, 1, 12),)), perceptual_target=wanted, perceptual_weight=2.0, truth_weight=0.3
+    )
     distill_network(
         models.create_model("chroma_unet", **STUDENT), tiny_teacher, settings, context, tmp_path, feature="bottleneck"
     )
