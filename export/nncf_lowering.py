@@ -53,6 +53,7 @@ def lower_nncf(
         raise ConfigError(explain("NNCF preset", expected=" | ".join(presets), got=repr(preset), fix=fix))
     _correct(_layers(model), quantization.bias_corrections())
     float_operations = [*ignored, *_plain_products(model), *_steered(model, image=graph.graph.input[0].name)]
+    float_operations += _behind_the_layers(model)
     inputs = quantization.inputs()[:_PHOTOS]  # only for ranges of what is not in the ONNX graph
     specs = graph_specs(graph)
     quantized = nncf.quantize(
@@ -138,6 +139,20 @@ def _steered(model: Any, *, image: str) -> list[str]:
         if known:
             seen[name] = any(known)
         if not all(known) and operation.get_type_name() != "Result":
+            found.append(name)
+    return found
+
+
+def _behind_the_layers(model: Any) -> list[str]:
+    """Return the friendly names of the operations from which no layer is reached; see ``export.qdq_lowering``."""
+    layers = {operation.get_friendly_name() for operation in _layers(model).values()}
+    read: set[str] = set()  # operations on the way to a layer
+    found = []
+    for operation in reversed(model.get_ordered_ops()):
+        name = operation.get_friendly_name()
+        if name in layers or name in read:
+            read.update(value.get_node().get_friendly_name() for value in operation.input_values())
+        elif operation.get_type_name() not in ("Parameter", "Constant", "Result"):
             found.append(name)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from export.graph_ranges import activation_ranges
@@ -55,6 +55,7 @@ def lower_qdq(
     excluded += [node.name for node in model.graph.node if node.op_type in _PRODUCTS and node.name not in layers]
     excluded += _beside_the_image(model)
     excluded += _with_constant(model)
+    excluded += _behind_the_layers(model, layers)
     onnx_module = require("onnx", "onnx")
     tools = require("onnxruntime.quantization", "onnx")
     calibrate = require("onnxruntime.quantization.calibrate", "onnx")
@@ -132,6 +133,21 @@ def _beside_the_image(model: onnx.ModelProto) -> list[str]:
             found.append(node.name)
         else:
             image.update(node.output)
+    return found
+
+
+def _behind_the_layers(model: onnx.ModelProto, layers: Collection[str]) -> list[str]:
+    """Return the nodes from which no layer is reached: rounding them saves no layer a conversion, and they stay float.
+
+    A fit in closed form, in 8 bits, is worth nothing: its small right side would share its levels with its matrix.
+    """
+    read: set[str] = set()  # tensors on the way to a layer
+    found = []
+    for node in reversed(model.graph.node):
+        if node.name in layers or not read.isdisjoint(node.output):
+            read.update(node.input)
+        else:
+            found.append(node.name)
     return found
 
 

@@ -21,11 +21,13 @@ KWARGS: dict[str, dict[str, Any]] = {
     "balance_lut": {"widths": [8, 16], "basis": 8, "nodes": 4, "thumbnail": 16},
     "latent_balancer": {"block_out_channels": [8, 8], "norm_num_groups": 2, "width": 8, "depth": 1, "heads": 2},
 }
+#: Builds for half a minute.
+SLOW = ("latent_balancer", "tensorrt")
 CASES = [
-    *[("balance_lut", target, precision) for target in list_targets() for precision in TARGETS[target].precisions],
-    ("latent_balancer", "onnx", Precision.FP32),
-    ("latent_balancer", "onnx", Precision.FP16),
-    ("latent_balancer", "openvino", Precision.FP32),
+    pytest.param(name, target, precision, marks=[pytest.mark.slow] if (name, target) == SLOW else [])
+    for name in KWARGS
+    for target in list_targets()
+    for precision in TARGETS[target].precisions
 ]
 
 
