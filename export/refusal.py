@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.running_module import RunningModule
 
+_DEPENDENT = "data-dependent"
 _CLAMPS = frozenset(("clamp", "clip", "clamp_", "clip_"))
 _SUMMARY = re.compile(r"<class '[^']*'>: (.+)")
 _OPERATOR = re.compile(r"torch\.ops\.\w+\.(\w+)|OpOverload\(op='\w+\.(\w+)'|\bop '(\w+)' not implemented")
@@ -81,6 +84,28 @@ def layer_of(net: nn.Module, samples: Sequence[Tensor], operator: str) -> str | 
     return finder.layer
 
 
+@contextlib.contextmanager
+def without_branches(net: nn.Module, samples: tuple[Tensor, ...]) -> Iterator[None]:
+    """Quiet ``torch.jit`` while it traces ``net`` inside of the block, and refuse a branch by the values of a tensor.
+
+    A trace holds one answer of such a branch for ever. It warns of branches by sizes in the same words, so that
+    ``torch.export`` is asked which kind it was.
+
+    Raises:
+        RuntimeError: Python code decides by the values of a tensor.
+    """
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    if not any("to a Python boolean" in str(warning.message) for warning in said):
+        return
+    try:
+        torch.export.export(net, samples, strict=False)
+    except Exception as error:  # whatever else it refuses is not asked for here
+        if _DEPENDENT in str(error):
+            raise RuntimeError(str(error)) from error
+
+
 def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor]) -> str:
     """Say in a line which operator of which layer the exporter refused, and why.
 
@@ -94,7 +119,7 @@ def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor])
     reason = (summary.group(1) if summary else text.splitlines()[0] if text else type(error).__name__).strip()
     found = _OPERATOR.search(text.partition("## Exception summary")[2] or text)
     operator = next((name for name in found.groups() if name), None) if found else None
-    if "data-dependent" in text:
+    if _DEPENDENT in text:
         operator, reason = _BRANCH, f"Python code decides by the values of a tensor ({reason})"
     if operator is None:
         return reason

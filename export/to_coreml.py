@@ -28,7 +28,7 @@ from export.coreml_options import Options, package_contract
 from export.coreml_quirks import repaired_converter
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
-from export.refusal import say_refusal
+from export.refusal import say_refusal, without_branches
 from export.registry import get_target
 from export.screens import ASKED, RANGE, Screens, screen_artifact
 from models.artifact import Artifact, load_network
@@ -229,13 +229,17 @@ def module_of(operation: Any, pictures: bool) -> str:
 
 
 def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:
-    """Trace ``net`` for the converter, attention written out in operations that it knows."""
+    """Trace ``net`` for the converter, attention written out in operations that it knows.
+
+    Raises:
+        RuntimeError: Python code decides by the values of a tensor: the trace would hold one answer for ever.
+    """
     import torch
 
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_branches(net, samples):
             return torch.jit.trace(net, samples, check_trace=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.refusal import without_branches
 from models.artifact import Artifact, load_network, write_json
 from models.errors import RunFolderError, UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
@@ -159,7 +160,8 @@ def _openvino_predict(net: nn.Module, sample: Tensor, precision: str) -> Predict
     import openvino
 
     ov: Any = openvino
-    model = ov.convert_model(net, example_input=sample[:1])
+    with without_branches(net, (sample[:1],)):
+        model = ov.convert_model(net, example_input=sample[:1])
     model.reshape([-1, *sample.shape[1:]])
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
     compiled = ov.Core().compile_model(model, "CPU", config)

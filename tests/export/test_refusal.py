@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from export import open_runner, to_onnx
 from export.refusal import layer_of, say_refusal
-from models.artifact import save_network
+from models.artifact import Artifact, save_network
 from models.errors import ExportError
+from models.spec import Precision
 
 FILE = """
 import torch
@@ -49,6 +50,11 @@ class Branch(nn.Module):
 
     def forward(self, x):
         return x * 2 if self.gate(x).mean() > 0.3 else x
+
+
+class Sized(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.shape[-1] % 8 == 0 else x
 """
 
 
@@ -78,6 +84,27 @@ def test_whole_numbers_as_bounds_of_a_clamp(export: Callable[[str], Path], tmp_p
         got = runner.infer({"input": image.numpy()})["output"]
     with torch.no_grad():
         assert torch.allclose(torch.from_numpy(got), load_network(tmp_path / "n.safetensors")(image), rtol=1e-4)
+
+
+def test_core_ml_does_not_bake_in_one_answer_of_a_branch(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools")
+    from export import to_coreml
+    from models.registry import create_model
+
+    (tmp_path / "own.py").write_text(FILE, encoding="utf-8")
+
+    def save(name: str) -> Artifact:
+        model = f"{tmp_path / 'own.py'}:{name}"
+        net = create_model(model, task="image")
+        return save_network(net, tmp_path / f"{name}.safetensors", model=model, task="image")
+
+    def export(name: str) -> Artifact:
+        how = {"precision": Precision.FP32, "input_size": (32, 32)}
+        return to_coreml.export(save(name), tmp_path / f"{name}.mlpackage", **how)
+
+    with pytest.raises(ExportError, match=r"layer the network itself: .*Python code decides by the values of a tensor"):
+        export("Branch")
+    assert export("Sized").path.exists()
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,20 @@ def test_a_runtime_that_drifts_is_not_taken(tiny_teacher: Artifact, monkeypatch:
     assert fastest_predict(tiny_teacher, torch.rand(2, 1, 32, 32), feature=None)[0] == "torch fp32"
 
 
+def test_a_network_that_decides_by_values_is_answered_by_pytorch(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n\n\nclass Branch(nn.Module):\n"
+        "    def forward(self, x):\n        return x * 2 if x.mean() > 0.3 else x\n"
+    )
+    model = f"{tmp_path / 'own.py'}:Branch"
+    net = models.create_model(model, task="image")
+    artifact = models.save_network(net, tmp_path / "b.safetensors", model=model, task="image")
+    name, predict = fastest_predict(artifact, torch.full((1, 3, 16, 16), 0.5), feature=None)
+    assert name == "torch fp32"
+    assert float(predict(torch.full((1, 3, 16, 16), 0.1))[0].max()) == pytest.approx(0.1)
+
+
 def test_without_openvino_pytorch_answers(tiny_teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(net: nn.Module, sample: Tensor, precision: str) -> Callable[..., Any]:
         raise ImportError("openvino")
