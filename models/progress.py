@@ -66,6 +66,11 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{second:02d}" if hours else f"{minutes}:{second:02d}"
 
 
+def format_count(value: float) -> str:
+    """Write how much of a job is done: whole numbers in full, others with two decimals at most."""
+    return f"{round(value, 2):.15g}"
+
+
 class _PlainBar:
     """Lines at most every ``interval`` seconds, for logs and pipes."""
 
@@ -81,10 +86,10 @@ class _PlainBar:
             return
         self._last = now
         elapsed = now - self._start
-        text = f"{self._description}: {self._done:g}"
+        text = f"{self._description}: {format_count(self._done)}"
         if self._total:
             left = elapsed * (self._total - self._done) / max(self._done - self._begun, 1e-9)
-            text += f"/{self._total:g}, ETA {format_seconds(max(left, 0.0))}"
+            text += f"/{format_count(self._total)}, ETA {format_seconds(max(left, 0.0))}"
         self._console.print(f"{text}  {format_values(values)}".rstrip(), markup=False, highlight=False)
 
     def close(self) -> None:

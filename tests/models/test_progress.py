@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from models import progress as module
-from models.progress import NULL_PROGRESS, RichProgress, format_seconds, format_values
+from models.progress import NULL_PROGRESS, RichProgress, format_count, format_seconds, format_values
 
 
 def console(*, terminal: bool) -> Console:
@@ -23,6 +23,11 @@ def text(target: Console) -> str:
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (75, "1:15"), (3700, "1:01:40")])
 def test_seconds(seconds: float, shown: str) -> None:
     assert format_seconds(seconds) == shown
+
+
+@pytest.mark.parametrize(("value", "shown"), [(3, "3"), (3.0, "3"), (1.36383, "1.36"), (12_345_678, "12345678")])
+def test_counts(value: float, shown: str) -> None:
+    assert format_count(value) == shown
 
 
 def test_values() -> None:
