@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_networks import make_tiny_network
 from torch import Tensor, nn
 
 import models
@@ -183,6 +184,30 @@ def test_the_fastest_runtime_answers_as_pytorch_does(tiny_student: Artifact) -> 
     assert float((output - want[0]).abs().mean()) * 255 <= 0.5
     assert feature is not None
     assert feature.shape == want[1].shape
+
+
+def test_openvino_answers_a_network_whose_trace_holds_the_batch() -> None:
+    pytest.importorskip("openvino")
+    net = WithFeature(make_tiny_network("hdrnet")[0], None)
+    sample = torch.rand(3, 3, 40, 56)
+    predict = module._openvino_predict(net, sample, "f32")
+    with torch.inference_mode():
+        for inputs in (sample, sample[:2]):
+            output, feature = predict(inputs)
+            assert feature is None
+            torch.testing.assert_close(output, net(inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_a_runtime_that_fails_is_not_taken(tiny_teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(net: nn.Module, sample: Tensor, precision: str) -> Callable[..., Any]:
+        def predict(inputs: Tensor) -> Any:
+            raise RuntimeError("shapes")
+
+        return predict
+
+    monkeypatch.setattr(module, "_openvino_predict", broken)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fastest_predict(tiny_teacher, torch.rand(2, 1, 32, 32), feature=None)[0] == "torch fp32"
 
 
 def test_a_runtime_that_drifts_is_not_taken(tiny_teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
