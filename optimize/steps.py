@@ -174,7 +174,7 @@ def run_judged_stage(
     except _RAISED as error:
         if os.environ.get("PARE_DEBUG"):
             raise
-        text = f"{type(error).__name__}: {error}"
+        text = " ".join(f"{type(error).__name__}: {error}".split())
         if not keep_going:
             raise UnsupportedError(_stopped(name, text)) from error
         return _failed(folder, name, text, data)

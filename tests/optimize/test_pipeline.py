@@ -318,7 +318,7 @@ def test_full_disk_ends_the_run_with_a_clear_text(bench: Bench, recipe: Recipe, 
         run_pipeline(recipe, tmp_path / "run")
 
 
-@pytest.mark.parametrize("error", [UnsupportedError("no channels to prune"), RuntimeError("index 3 is out of bounds")])
+@pytest.mark.parametrize("error", [UnsupportedError("no channels to prune"), RuntimeError("index 3 is\nout of bounds")])
 def test_stage_that_cannot_be_done_is_left_out(bench: Bench, recipe: Recipe, tmp_path: Path, error: Exception) -> None:
     def fail(out: Path) -> None:
         raise error
@@ -330,7 +330,7 @@ def test_stage_that_cannot_be_done_is_left_out(bench: Bench, recipe: Recipe, tmp
     summary = run_pipeline(recipe, tmp_path / "run", keep_going=True)
     assert bench.stages == ["distill", "prune", "prune", "quantize"]
     assert [stage["accepted"] for stage in summary["stages"]] == [True, False, True]
-    assert str(error) in summary["stages"][1]["reason"]
+    assert " ".join(str(error).split()) in summary["stages"][1]["reason"]
     int8 = Artifact.load(tmp_path / "run/artifacts/chroma_unet-int8.onnx")
     assert int8.stages == ("teacher", "distill", "quantize")
 
