@@ -49,7 +49,7 @@ def _data_uri(path: Path) -> str:
 
     buffer = io.BytesIO()
     with Image.open(path) as image:
-        image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
+        image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
