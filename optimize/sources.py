@@ -190,13 +190,16 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
 def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int]) -> None:
     """Prepare one photo as the task of ``artifact`` does and compare it with what the task says of its input.
 
+    A network without a graph input for a control of its task (DNI) gets the packed level all the same, and ignores it.
+
     Raises:
         ConfigError: Shape or range is another one: the task file is wrong, which should not show at the end of a run.
     """
     task = get_task(artifact.task)
     spec = get_spec(artifact.model, task=artifact.task)
     inputs = task.inputs_of(to_batch([centre_crop(photos.load(0), *task.photo_size(input_size))]))
-    want = (1, spec.packed_channels, *input_size)
+    controls = sum(control.kind == "graph_input" for control in task.controls)
+    want = (1, int(spec.inputs[0].shape[1]) + controls, *input_size)
     what = f"input that task {artifact.task} makes"
     if tuple(inputs.shape) != want:
         fix = "correct its prepare, or the shape in its inputs"

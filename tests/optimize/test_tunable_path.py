@@ -13,11 +13,13 @@ from export.parity import check_parity
 from export.quantization import Quantization
 from export.registry import TARGETS, get_target, list_targets
 from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.photos import embedded_photos
 from models.registry import create_model, get_spec, get_task
 from models.spec import Precision
 from optimize.prune import PruneConfig
 from optimize.pruner import prepare
 from optimize.simulation import SimulatedInt8
+from optimize.sources import check_input
 
 SIZE = (32, 32)
 KWARGS: dict[str, dict[str, Any]] = {
@@ -91,3 +93,12 @@ def test_int8_ranges_cover_all_levels(tunable: dict[str, Artifact]) -> None:
     low, high = SimulatedInt8(net, across).ranges["model.2"]
     assert low <= min(end[0] for end in ends)
     assert high >= max(end[1] for end in ends)
+
+
+def test_every_family_takes_what_the_task_makes(tunable: dict[str, Artifact]) -> None:
+    photos = embedded_photos("eval")
+    for artifact in tunable.values():
+        check_input(artifact, photos, SIZE)
+        inputs, _ = get_task("denoise").prepare(torch.rand(1, 3, *SIZE))
+        with torch.inference_mode():
+            assert load_network(artifact)(inputs).shape == (1, 3, *SIZE)
