@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from export.quiet import quiet
 from models.running_module import RunningModule
 
 _DEPENDENT = "data-dependent"
@@ -100,7 +101,8 @@ def without_branches(net: nn.Module, samples: tuple[Tensor, ...]) -> Iterator[No
     if not any("to a Python boolean" in str(warning.message) for warning in said):
         return
     try:
-        torch.export.export(net, samples, strict=False)
+        with quiet():
+            torch.export.export(net, samples, strict=False)
     except Exception as error:  # whatever else it refuses is not asked for here
         if _DEPENDENT in str(error):
             raise RuntimeError(str(error)) from error
