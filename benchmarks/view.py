@@ -26,7 +26,8 @@ class Headline:
     """The artifact that a reader came for.
 
     Attributes:
-        row: The fastest one within ``HEADLINE_LIMIT`` of the teacher, else the fastest.
+        row: The fastest one within ``HEADLINE_LIMIT`` of the teacher, else the fastest; an export of the teacher itself
+            only where there is nothing else.
         teacher: What it is compared with, on the same machine.
         lpips_cost: LPIPS above the teacher's.
     """
@@ -100,7 +101,8 @@ class View:
             teacher, cost = self.teacher_for(row), self.lpips_cost(row)
             if teacher is not None and cost is not None and row.speedup is not None and not row.is_teacher:
                 found.append(Headline(row, teacher, cost))
-        allowed = [one for one in found if one.within_limit] or found
+        made = [one for one in found if one.row.stage != "teacher"] or found
+        allowed = [one for one in made if one.within_limit] or made
         return max(allowed, key=lambda one: one.row.speedup or 0.0, default=None)
 
     def ways(self) -> list[Way]:

@@ -172,8 +172,10 @@ def test_beyond_the_limit_the_headline_says_so(tmp_path: Path, make_row: MakeRow
     ]
     write_report(tmp_path, machine={}, recipe={}, rows=rows)
     assert "resnet18_unet: 10x faster" in (tmp_path / "report.md").read_text()
-    write_report(tmp_path, machine={}, recipe={}, rows=[rows[0], rows[2]])
+    exported = make_row("teacher", "onnx", "fp32", 0.17, 50.0)
+    write_report(tmp_path, machine={}, recipe={}, rows=[rows[0], exported, rows[2]])
     assert '<div class="card over"><b>+0.0300' in (tmp_path / "index.html").read_text()
+    assert "resnet18_unet: 20x faster" in (tmp_path / "report.md").read_text()
 
 
 def test_the_headline_names_the_teacher_on_its_own_device(tmp_path: Path, make_row: MakeRow) -> None:
