@@ -160,20 +160,29 @@ def _to_cpu(answer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None
 
 
 def _openvino_predict(net: nn.Module, sample: Tensor, precision: str) -> Predict:
+    """Trace ``net`` on one image, since some need gigabytes for that; answer in batches where the trace allows it."""
     import openvino
 
     ov: Any = openvino
-    with without_branches(net, (sample,)):
-        model = ov.convert_model(net, example_input=sample)
-    model.reshape(list(sample.shape))  # a trace may hold the size of its batch
+    with torch.no_grad(), without_branches(net, (sample[:1],)):
+        model = ov.convert_model(net, example_input=sample[:1])
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
-    compiled = ov.Core().compile_model(model, "CPU", config)
+
+    def at(batch: int) -> Any:
+        model.reshape([batch, *sample.shape[1:]])
+        return ov.Core().compile_model(model, "CPU", config)
+
+    try:
+        compiled, size = at(-1), len(sample)
+        compiled(sample.numpy())
+    except RuntimeError:  # the trace holds its batch
+        compiled, size = at(1), 1
 
     def predict(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        missing = len(sample) - len(inputs)
-        batch = torch.cat([inputs, inputs[-1:].expand(missing, -1, -1, -1)]) if missing else inputs
-        answer = compiled(batch.numpy())
-        parts = [torch.from_numpy(np.array(answer[port]))[: len(inputs)] for port in compiled.outputs]
+        answers = [compiled(part.numpy()) for part in inputs.split(size)]
+        parts = [
+            torch.cat([torch.from_numpy(np.array(answer[port])) for answer in answers]) for port in compiled.outputs
+        ]
         return parts[0], parts[1] if len(parts) > 1 else None
 
     return predict
