@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_networks import make_tiny_network
 from torch import Tensor, nn
 
 import models
@@ -186,16 +185,15 @@ def test_the_fastest_runtime_answers_as_pytorch_does(tiny_student: Artifact) -> 
     assert feature.shape == want[1].shape
 
 
-def test_openvino_answers_a_network_whose_trace_holds_the_batch() -> None:
-    pytest.importorskip("openvino")
-    net = WithFeature(make_tiny_network("hdrnet")[0], None)
-    sample = torch.rand(3, 3, 40, 56)
-    predict = module._openvino_predict(net, sample, "f32")
+def test_a_network_whose_trace_holds_the_batch_is_answered(tiny_artifact: Callable[[str], Artifact]) -> None:
+    artifact = tiny_artifact("hdrnet")
+    net, sample = models.load_network(artifact), torch.rand(3, 3, 40, 56)
+    _, predict = fastest_predict(artifact, sample, feature=None)
     with torch.inference_mode():
         for inputs in (sample, sample[:2]):
             output, feature = predict(inputs)
             assert feature is None
-            torch.testing.assert_close(output, net(inputs), rtol=1e-3, atol=1e-4)
+            assert float((output - net(inputs)).abs().mean()) * 255 <= 0.5
 
 
 def test_a_runtime_that_fails_is_not_taken(tiny_teacher: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
