@@ -29,9 +29,9 @@ from benchmarks.run import default_threads, prepared
 from benchmarks.settings import Settings
 from benchmarks.timing import Measurement, measure_interleaved
 from benchmarks.zoo_table import Engine
-from export.quantization import TENSOR, Quantization
+from export.quantization import save_calibrated
 from export.registry import get_target
-from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.artifact import Artifact, load_network, save_network
 from models.errors import ConfigError, MissingExtraError, RunFolderError, UnsupportedError, explain
 from models.photos import centre_crop, to_batch
 from models.progress import NULL_PROGRESS, Progress
@@ -101,11 +101,13 @@ def _measure(
     size = task.photo_size(settings.input_size)
     rgb = to_batch([centre_crop(photo, *size) for photo in shown])
     trained = next(iter(sorted(weights.rglob(f"{name}.safetensors"))), None) if weights is not None else None
+    _make(folder)
     network = _save_network(spec, folder, trained)
     net = load_network(network)
     inputs, truth = task.prepare(rgb)
     spent = cost(net, (1, int(inputs.shape[1]), *settings.input_size))
-    made, refused = _export_all(network, _calibrated(network, folder, inputs), targets, folder, settings)
+    calibrated = save_calibrated(network, folder, inputs)
+    made, refused = _export_all(network, calibrated, targets, folder, settings)
     engines, eager, busy = _time([network, *made], prepared(task, centre_crop(shown[0], *size)), settings)
     engines += refused
     order = {(target, str(kind)): place for place, (target, kind) in enumerate(_pairs(targets))}
@@ -131,26 +133,7 @@ def _save_network(spec: ModelSpec, folder: Path, trained: Path | None) -> Artifa
     for parameter in net.parameters():
         if not parameter.any():
             parameter.data.normal_(0, _NOISE)
-    _make(folder)
     return save_network(net, folder / f"{spec.name.rpartition(':')[2]}.safetensors", model=spec.name, task=spec.task)
-
-
-def _calibrated(network: Artifact, folder: Path, inputs: Tensor) -> Artifact:
-    """Return ``network`` as an INT8 stage artifact that is calibrated on ``inputs`` (n, C, H, W)."""
-    _make(folder)
-    path = folder / "calibration.safetensors"
-    save_tensors({TENSOR: inputs}, path)
-    record = Quantization(calibration=path, samples=len(inputs), sha256=sha256_of(path))
-    return save_network(
-        load_network(network),
-        folder / "int8.safetensors",
-        model=network.model,
-        task=network.task,
-        precision=Precision.INT8,
-        parent=network,
-        model_kwargs=network.model_kwargs,
-        metadata={"quantization": record.to_json(folder)},
-    )
 
 
 def _pairs(targets: Sequence[str]) -> list[tuple[str, Precision]]:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from models.artifact import Artifact, read_tensors, sha256_of
+from models.artifact import Artifact, load_network, read_tensors, save_network, save_tensors, sha256_of
 from models.errors import CheckpointError, ConfigError, explain
+from models.spec import Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,3 +146,29 @@ def quantization_of(artifact: Artifact) -> Quantization | None:
     """Return the record that ``artifact`` carries, or None where it is not quantized."""
     content = artifact.metadata.get(METADATA_KEY)
     return None if content is None else Quantization.from_json(content, artifact.path.parent)
+
+
+def save_calibrated(network: Artifact, folder: Path, inputs: Tensor, *, float_layers: tuple[str, ...] = ()) -> Artifact:
+    """Save ``network`` as the INT8 stage artifact ``folder/int8.safetensors``, with a record of its calibration inputs.
+
+    Ranges are those that the inputs show and biases stay as they are: ``optimize.quantize`` fits both.
+
+    Args:
+        network: A torch artifact.
+        folder: An existing folder; ``calibration.safetensors`` goes there too.
+        inputs: Calibration inputs (n, C, H, W) in network units, controls packed behind the channels of the image.
+        float_layers: Torch module names that stay in higher precision.
+    """
+    path = folder / "calibration.safetensors"
+    save_tensors({TENSOR: inputs}, path)
+    record = Quantization(calibration=path, samples=len(inputs), sha256=sha256_of(path), float_layers=float_layers)
+    return save_network(
+        load_network(network),
+        folder / "int8.safetensors",
+        model=network.model,
+        task=network.task,
+        precision=Precision.INT8,
+        parent=network,
+        model_kwargs=network.model_kwargs,
+        metadata={METADATA_KEY: record.to_json(folder)},
+    )

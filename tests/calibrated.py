@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from export import quantization
 from export.golden import random_photo
-from export.quantization import Quantization
-from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.artifact import Artifact
 from models.controls import pack
 from models.registry import get_task
-from models.spec import Precision
 
 
 def save_calibrated(
@@ -37,16 +36,4 @@ def save_calibrated(
     folder.mkdir(parents=True, exist_ok=True)
     batch = torch.cat([random_photo(size, seed=seed) for seed in range(photos)])
     inputs = get_task(source.task).prepare(batch)[0] if levels is None else pack(batch, levels)
-    path = folder / "calibration.safetensors"
-    save_tensors({"input": inputs}, path)
-    record = Quantization(calibration=path, samples=photos, sha256=sha256_of(path), float_layers=float_layers)
-    return save_network(
-        load_network(source),
-        folder / "int8.safetensors",
-        model=source.model,
-        task=source.task,
-        precision=Precision.INT8,
-        parent=source,
-        model_kwargs=source.model_kwargs,
-        metadata={"quantization": record.to_json(folder)},
-    )
+    return quantization.save_calibrated(source, folder, inputs, float_layers=float_layers)
