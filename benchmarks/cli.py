@@ -130,12 +130,13 @@ def levels_command(
     """Plot PSNR and LPIPS against the level of a run-time control, and how smooth the way is."""
     from benchmarks.levels import measure_levels, write_levels
     from models.artifact import Artifact
-    from models.photos import centre_crop, embedded_photos, open_photos, to_batch
+    from models.paired_photos import open_for
+    from models.photos import centre_crop, embedded_photos, to_batch
     from models.registry import get_task
 
     artifacts = [Artifact.load(path) for path in paths]
     task = get_task(artifacts[0].task)
-    photos = open_photos(data) if data is not None else embedded_photos("eval")
+    photos = open_for(data, task=task) if data is not None else embedded_photos("eval")
     size = task.photo_size(input_size)
     rgb = to_batch([centre_crop(photos.load(index), *size) for index in range(min(limit, len(photos)))])
     curves = measure_levels(

@@ -56,12 +56,16 @@ class PairedPhotos(PhotoSet):
         self.partners = partners
 
     def _decode(self, path: Path, short_side: int | None) -> Any:
+        return self._pair(path, self.partners[path], short_side)
+
+    @staticmethod
+    def _pair(path: Path, partner: Path, short_side: int | None) -> Any:
         photo = decode(path, short_side=short_side, keep_grey=True)
-        target = decode(self.partners[path], short_side=short_side, keep_grey=True)
+        target = decode(partner, short_side=short_side, keep_grey=True)
         if photo.shape != target.shape and short_side is not None:  # decoders round a shrunk size differently
             size = (photo.shape[1], photo.shape[0])
             target = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.LANCZOS))
-        _check_sizes(photo.shape[:2], target.shape[:2], self.partners[path])
+        _check_sizes(photo.shape[:2], target.shape[:2], partner)
         return np.concatenate([photo, target], axis=2)
 
     def _key(self, path: Path) -> bytes:
@@ -92,18 +96,21 @@ def open_pairs(folder: str | Path) -> PairedPhotos:
         DataError: A folder is missing, or there is not one usable pair; the text counts what was skipped.
     """
     root = Path(folder).expanduser()
-    partners, skipped = find_pairs(root, _inspect)
+    partners, skipped = find_pairs(root, check_pair)
     if not partners:
         raise nothing_usable(root, len(skipped), skipped)
     return PairedPhotos(tuple(partners), partners, root=root, skipped=skipped)
 
 
-def find_pairs(root: Path, check: Callable[[Path, Path], None]) -> tuple[dict[Path, Path], list[Skipped]]:
+def find_pairs(
+    root: Path, check: Callable[[Path, Path], None], *, target: str = TARGET
+) -> tuple[dict[Path, Path], list[Skipped]]:
     """Return the pairs of ``root`` (input -> target), by name, and what is not one.
 
     Args:
         root: Folder that holds ``input`` and ``target``.
         check: Raises ``Rejected`` for an input and a target that cannot be used.
+        target: Folder of the targets in ``root``.
 
     Raises:
         DataError: A folder is missing.
@@ -112,20 +119,20 @@ def find_pairs(root: Path, check: Callable[[Path, Path], None]) -> tuple[dict[Pa
         fix = "put the photos into input/ and what was made of them into target/, under equal names"
         raise DataError(explain(f"pairs in {root}", expected="folders input and target", got="neither", fix=fix))
     skipped: list[Skipped] = []
-    photos, targets = (_by_stem(root / name, skipped) for name in (INPUT, TARGET))
+    photos, targets = (_by_stem(root / name, skipped) for name in (INPUT, target))
     partners: dict[Path, Path] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF, large pictures: judged below, not printed
         for stem in sorted(photos.keys() | targets.keys()):
-            photo, target = photos.get(stem), targets.get(stem)
+            photo, partner = photos.get(stem), targets.get(stem)
             try:
-                if photo is None or target is None:
-                    folder = INPUT if photo is None else TARGET
+                if photo is None or partner is None:
+                    folder = INPUT if photo is None else target
                     raise Rejected("partner", f"has no partner: no {stem}.* in {folder}/")
-                check(photo, target)
-                partners[photo] = target
+                check(photo, partner)
+                partners[photo] = partner
             except Rejected as error:
-                skipped.append(Skipped(photo or target or root / stem, error.kind, error.reason))
+                skipped.append(Skipped(photo or partner or root / stem, error.kind, error.reason))
     return partners, skipped
 
 
@@ -154,7 +161,8 @@ def _by_stem(folder: Path, skipped: list[Skipped]) -> dict[str, Path]:
     return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
 
 
-def _inspect(photo: Path, target: Path) -> None:
+def check_pair(photo: Path, target: Path) -> None:
+    """Raise ``Rejected`` unless both files are pictures of one size, by their headers."""
     for path in (photo, target):
         inspect(path, keep_grey=True)
     _check_sizes(upright_size(photo), upright_size(target), target)

@@ -94,10 +94,11 @@ def chroma(rgb: Any) -> float:
 def cover(rgb: Any, height: int, width: int) -> Any:
     """Resize (H, W, 3) uint8 so that it just covers ``height`` x ``width``, Lanczos, and cut out the centre.
 
-    Of a pair (H, W, 6), both pictures alike.
+    Of pictures behind each other (H, W, 6 or 9), all alike.
     """
-    if rgb.shape[2] == 6:
-        return np.concatenate([cover(rgb[..., :3], height, width), cover(rgb[..., 3:], height, width)], axis=2)
+    if rgb.shape[2] > 3:
+        parts = [cover(rgb[..., at : at + 3], height, width) for at in range(0, rgb.shape[2], 3)]
+        return np.concatenate(parts, axis=2)
     rows, columns = rgb.shape[:2]
     scale = max(height / rows, width / columns)
     size = (max(round(columns * scale), width), max(round(rows * scale), height))

@@ -125,8 +125,8 @@ class PhotoSet(Sequence[Any]):
             short_side: Shrink to this many pixels on the short side (never enlarged); faster for large JPEG files.
 
         Returns:
-            Array (H, W, 3) uint8, sRGB; of pairs (``models.paired_photos``) (H, W, 6); of raw pairs
-            (``models.raw_pairs``) (H, W, 5) uint16.
+            Array (H, W, 3) uint8, sRGB; of pairs (``models.paired_photos``) (H, W, 6); of photos with two targets
+            (``models.variant_pairs``) (H, W, 9); of raw pairs (``models.raw_pairs``) (H, W, 5) uint16.
 
         Raises:
             DataError: No photo of the set can be decoded.
@@ -283,7 +283,7 @@ def embedded_photos(side: Literal["train", "eval"]) -> PhotoSet:
 
 
 def centre_crop(rgb: Any, height: int, width: int) -> Any:
-    """Resize (H, W, 3 or 6) uint8 so that it just covers ``height`` x ``width``, and cut out the centre.
+    """Resize (H, W, 3, 6 or 9) uint8 so that it just covers ``height`` x ``width``, and cut out the centre.
 
     A raw pair (H, W, 5) uint16 is cut, not resized.
 
@@ -294,7 +294,7 @@ def centre_crop(rgb: Any, height: int, width: int) -> Any:
 
 
 def centre_square(rgb: Any, size: int) -> Any:
-    """Resize the short side of (H, W, 3 or 6) uint8 to ``size`` (antialiased) and cut out the central square.
+    """Resize the short side of (H, W, 3, 6 or 9) uint8 to ``size`` (antialiased) and cut out the central square.
 
     A raw pair is cut, not resized.
     """
@@ -304,7 +304,7 @@ def centre_square(rgb: Any, size: int) -> Any:
 def to_batch(photos: Sequence[Any]) -> Tensor:
     """Stack arrays (H, W, C) of one size into a float32 tensor (N, C, H, W) in [0, 1].
 
-    Photos have three channels, pairs six (uint8), raw pairs five (uint16).
+    Photos have three channels, pairs six, photos with two targets nine (uint8), raw pairs five (uint16).
 
     Raises:
         DataError: No photo, or photos of different sizes.
@@ -313,7 +313,7 @@ def to_batch(photos: Sequence[Any]) -> Tensor:
     import torch
 
     shapes = {tuple(photo.shape) for photo in photos}
-    if len(shapes) != 1 or any(len(shape) != 3 or shape[2] not in (3, 5, 6) for shape in shapes):
+    if len(shapes) != 1 or any(len(shape) != 3 or shape[2] not in (3, 5, 6, 9) for shape in shapes):
         fix = "crop them with centre_square first"
         raise DataError(explain("batch", expected="photos (H, W, 3) of one size", got=sorted(shapes), fix=fix))
     stacked = np.ascontiguousarray(np.stack(photos).transpose(0, 3, 1, 2))

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from models import color, draws
 from models.controls import pack, spread, unpack
+from models.errors import UnsupportedError, explain
 from models.spec import Control, TensorSpec
 from models.tasks.base import Augmentation, Task
 
@@ -83,7 +84,14 @@ class LowLight(Task):
         return open_raw_pairs(folder)
 
     def prepare_at(self, rgb: Tensor, values: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """The same at one ratio."""
+        """The same at one ratio.
+
+        Raises:
+            UnsupportedError: Raw pairs, each of which was taken at a ratio of its own.
+        """
+        if rgb.shape[1] == _PAIR:
+            expected, fix = "photos to make raw ones from", "pass a folder of finished photos"
+            raise UnsupportedError(explain("quality by ratio", expected=expected, got="pairs of a camera", fix=fix))
         photo = color.check_rgb(rgb).float()
         raw, ratio = make_raw(photo, ratio=float(values[0]))
         return pack(raw, ratio[:, None]), photo

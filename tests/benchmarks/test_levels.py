@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from benchmarks.cli import main
 from benchmarks.level_chart import IDLE
 from benchmarks.levels import measure_levels, write_levels
 from benchmarks.metrics import psnr
@@ -50,6 +53,27 @@ def test_each_level_is_scored_against_its_own_truth(denoiser: Artifact, tmp_path
     drawing = ElementTree.fromstring((folder / "levels.svg").read_text())
     assert len(drawing.findall("{http://www.w3.org/2000/svg}polyline")) == 4
     assert "| adafm.safetensors |" in (folder / "levels.md").read_text()
+
+
+def test_both_variants_of_a_retoucher_are_the_truth_of_their_ends(tmp_path: Path) -> None:
+    """An overlay network that does nothing, on a photo whose first target is the photo itself."""
+    folder, rng = tmp_path / "pairs", np.random.default_rng(0)
+    photo = rng.integers(40, 200, (64, 64, 3), dtype=np.uint8)
+    for name, rgb in (("input", photo), ("target/dodge_and_burn", photo), ("target/volume", photo + 20)):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(rgb).save(folder / name / "a.png")
+    kwargs = {"widths": [8, 8], "depths": [1, 1]}
+    net = create_model("film_unet", **kwargs)
+    how = {"model": "film_unet", "task": "overlay_variants", "model_kwargs": kwargs}
+    path = save_network(net, tmp_path / "film.safetensors", **how).path
+    command = f"levels {path} --data {folder} -o {tmp_path / 'out'} --count 3 --input-size 64 64 --threads 1 --quiet"
+    assert main(command.split()) == 0
+    content = json.loads((tmp_path / "out" / "levels.json").read_text())
+    assert content["control"] == "variant"
+    for curve in content["curves"]:
+        first, between, second = curve["psnr_db"]
+        assert first is None or first > 50
+        assert 20 < second < between < 40
 
 
 def test_what_has_no_level_is_refused(denoiser: Artifact, tiny_student: Artifact) -> None:

@@ -49,7 +49,7 @@ def test_tiles_give_what_the_whole_photo_gives(film: Artifact, photo: Path) -> N
     rgb = np.asarray(Image.open(photo))[:144, :208]
     made = tile_photo(film.path, rgb, tile=(96, 96), overlap=48, controls={"variant": 1.0})
     task = get_task("overlay_variants")
-    packed, _ = task.with_variant(to_batch([rgb]), torch.ones(1))
+    packed, _ = task.prepare_at(to_batch([rgb]), [1.0])
     with torch.inference_mode():
         whole = load_network(film)(packed)
     assert made.tiling == Tiling((96, 96), 48, 16)

@@ -9,6 +9,7 @@ import torch
 
 from models.color import linear_to_srgb, srgb_to_linear, unpack_bayer
 from models.controls import unpack
+from models.errors import UnsupportedError
 from models.paired_photos import open_for
 from models.photos import to_batch
 from models.registry import get_task
@@ -63,6 +64,8 @@ def test_a_pair_of_a_camera_keeps_its_values_and_its_ratio() -> None:
     assert torch.equal(inputs[:, :4], raw)
     assert torch.equal(target, rgb)
     assert float(inputs[0, 4, 0, 0]) == pytest.approx(250)
+    with pytest.raises(UnsupportedError, match="expected photos to make raw ones from, got pairs of a camera; fix"):
+        LowLight().prepare_at(pair, [100.0])
 
 
 def test_the_published_pairs_read(pare_data: Path, tmp_path: Path) -> None:
