@@ -25,8 +25,9 @@ from models.photos import PhotoSet, centre_crop, to_batch
 from models.progress import format_seconds
 from models.spec import Precision
 from optimize.config import to_plain
-from optimize.registry import get_stage
+from optimize.registry import get_row, get_stage
 from optimize.run_folder import StageFolder, StageRecord, disk_errors, fingerprint
+from optimize.sources import weights_fingerprint
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,12 +99,14 @@ def load_crops(photos: PhotoSet, size: tuple[int, int]) -> Tensor:
 
 
 def stage_fingerprint(name: str, config: Any, artifact: Artifact | None, data: StageContext) -> str:
-    """Hash everything that the result of a stage depends on."""
-    photos = {kind: getattr(data, kind).fingerprint for kind in ("train", "eval", "calibration")}
+    """Hash everything that the result of a stage depends on, and nothing else."""
+    row = get_row(name)
+    photos = {kind: getattr(data, kind).fingerprint for kind in row.photos}
     teacher = data.teacher.sha256 if data.teacher else None
     parent = artifact.sha256 if artifact else None
-    measure = [list(data.input_size), data.lpips_net, str(data.lpips_weights), data.seed]
-    return fingerprint(name, to_plain(config), parent, teacher, photos, measure)
+    measure = [list(data.input_size), data.lpips_net, weights_fingerprint(data.lpips_weights), data.seed]
+    threads = data.threads if row.times_engines else None
+    return fingerprint(name, to_plain(config), parent, teacher, photos, measure, threads)
 
 
 def run_stage(

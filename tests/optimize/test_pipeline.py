@@ -37,7 +37,6 @@ from models.spec import Precision
 from optimize import pipeline, registry, shipping, steps
 from optimize.pipeline import run_pipeline
 from optimize.recipe import Recipe, combine
-from optimize.registry import StageRow
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
         module = types.ModuleType(f"stub_{name}")
         module.__dict__.update(name=name, config_type=StubConfig, run=it.run(name))
         monkeypatch.setitem(sys.modules, f"stub_{name}", module)
-        table[name] = StageRow(name, f"stub_{name}", "stub")
+        table[name] = replace(registry.STAGES[name], module=f"stub_{name}")
     monkeypatch.setattr(registry, "STAGES", table)
     monkeypatch.setattr("export.target.Target.load", lambda self: types.SimpleNamespace(export=it.export))
     monkeypatch.setattr("benchmarks.run.benchmark", it.benchmark)
@@ -268,6 +267,50 @@ def test_changed_photos_run_the_stages_again(
         run_pipeline(recipe, tmp_path / "run")
     finally:
         extra.unlink()
+    assert bench.stages == ["distill", "prune", "quantize"] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"data": {"calibration": "other"}}, ["quantize"]),
+        ({"threads": 1}, ["prune"]),
+        ({"data": {"eval": "other"}}, ["distill", "prune", "quantize"]),
+        ({"benchmark": {"iterations": 7}}, []),
+        ({"data": {"source": "other"}}, ["distill", "prune", "quantize"]),
+    ],
+)
+def test_a_change_runs_the_stages_that_depend_on_it_and_no_other(
+    bench: Bench, recipe: Recipe, tmp_path: Path, photos: Path, change: dict[str, Any], again: list[str]
+) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for index in range(4):
+        rgb = np.random.default_rng(20 + index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(rgb).save(folder / f"{index}.png")
+    run_pipeline(recipe, tmp_path / "run")
+    bench.stages.clear()
+    values = {key: str(folder) if value == "other" else value for key, value in change.get("data", {}).items()}
+    parts = {
+        "data": replace(recipe.data, **values),
+        "benchmark": replace(recipe.benchmark, **change.get("benchmark", {})),
+    }
+    changed = replace(recipe, **parts, threads=change.get("threads"))
+    run_pipeline(changed, tmp_path / "run", policy="resume")
+    assert bench.stages == again
+
+
+def test_other_lpips_weights_at_the_same_place_run_the_stages_again(
+    bench: Bench, recipe: Recipe, tmp_path: Path
+) -> None:
+    weights = tmp_path / "squeeze.safetensors"
+    weights.write_bytes(b"one")
+    chosen = replace(recipe, lpips_weights=weights)
+    run_pipeline(chosen, tmp_path / "run")
+    run_pipeline(chosen, tmp_path / "run")
+    assert bench.stages == ["distill", "prune", "quantize"]
+    weights.write_bytes(b"another")
+    run_pipeline(chosen, tmp_path / "run")
     assert bench.stages == ["distill", "prune", "quantize"] * 2
 
 
