@@ -90,13 +90,15 @@ class _PlainBar:
         if self._total:
             left = elapsed * (self._total - self._done) / max(self._done - self._begun, 1e-9)
             text += f"/{format_count(self._total)}, ETA {format_seconds(max(left, 0.0))}"
-        self._console.print(f"{text}  {format_values(values)}".rstrip(), markup=False, highlight=False)
+        self._say(f"{text}  {format_values(values)}".rstrip())
 
     def close(self) -> None:
         elapsed = time.monotonic() - self._start
         if elapsed >= 1.0:
-            text = f"{self._description}: done in {format_seconds(elapsed)}"
-            self._console.print(text, markup=False, highlight=False)
+            self._say(f"{self._description}: done in {format_seconds(elapsed)}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _RichBar:

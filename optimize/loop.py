@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.artifact import read_tensors, save_tensors
 from models.errors import CheckpointError, ConfigError, TrainingError, explain
-from models.progress import NULL_PROGRESS, Progress
+from models.progress import NULL_PROGRESS, Bar, Progress
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,10 @@ class Fit:
             done = max(done, self.seconds / (60 * self.config.max_minutes))
         return min(done, 1.0)
 
+    def shown(self, total: int) -> float:
+        """Return how much is done: steps, or percent where the time is limited."""
+        return self.step if self.config.max_minutes is None else 100 * self.fraction(total)
+
     def set_rate(self, fraction: float) -> None:
         """Set the learning rate of ``fraction``: 5% warm-up, then cosine to 1%."""
         warm = min(1.0, (fraction + 1e-3) / 0.05)
@@ -312,7 +317,7 @@ def run_fit(
     total = sum(_steps_per_epoch(phase, crops, workers) for _, phase in _epochs(config))
     begun, saved, sound = 0, time.monotonic(), True
     fit.net.train()
-    with progress.track(description, total=total, completed=fit.step) as bar:
+    with _bar_of(fit, total, description, progress) as bar:
         try:
             for epoch, phase in _epochs(config):
                 count = _steps_per_epoch(phase, crops, workers)
@@ -326,12 +331,14 @@ def run_fit(
                     if fraction >= 1.0:
                         return
                     fit.set_rate(fraction)
+                    shown = fit.shown(total)
                     values = step(batch, fraction)
                     fit.descend(values["loss"])
                     fit.step += 1
                     now = time.monotonic()
                     fit.seconds += now - start
-                    bar.advance(1, **{key: float(value.detach()) for key, value in values.items()}, size=phase.size)
+                    losses = {key: float(value.detach()) for key, value in values.items()}
+                    bar.advance(fit.shown(total) - shown, **losses, step=fit.step, size=phase.size)
                     if now - saved > config.checkpoint_seconds:
                         fit.save()
                         saved = time.monotonic()
@@ -344,6 +351,13 @@ def run_fit(
         finally:
             if sound:
                 fit.save()
+
+
+def _bar_of(fit: Fit, total: int, description: str, progress: Progress) -> AbstractContextManager[Bar]:
+    """Open a bar of steps, or of percent where the time is limited: the ETA is that of what ends first."""
+    if fit.config.max_minutes is None:
+        return progress.track(description, total=total, completed=fit.step)
+    return progress.track(f"{description} (%)", total=100, completed=fit.shown(total))
 
 
 def _loader(fit: Fit, dataset: EpochDataset, phase: Phase, epoch: int, *, skip: int) -> Any:

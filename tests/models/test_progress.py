@@ -55,6 +55,17 @@ def test_plain_lines_have_an_eta(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_plain_lines_are_never_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    out = Console(file=io.StringIO(), force_terminal=False, width=40)
+    with RichProgress(out).track("Distilling", total=10) as bar:
+        now[0] += 6
+        bar.advance(1, loss=0.25, output=0.125, feature=1.5, lpips=0.0625, size=192)
+    line = "Distilling: 1/10, ETA 0:54  loss 0.25  output 0.125  feature 1.5  lpips 0.0625  size 192"
+    assert text(out).splitlines()[0] == line
+
+
 def test_a_short_job_says_nothing() -> None:
     out = console(terminal=False)
     with RichProgress(out).track("Short") as bar:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,35 @@ def test_the_time_limit_ends_the_training_and_the_schedule(tmp_path: Path) -> No
     assert fit.fraction(3000) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("minutes", "opened", "moved"), [(None, ("Learning", 12, 0), 1), (1.0, ("Learning (%)", 100, 0.0), 25)]
+)
+def test_the_bar_counts_what_ends_the_training_first(
+    tmp_path: Path, minutes: float | None, opened: tuple[str, float, float], moved: float
+) -> None:
+    fit = fit_of(tmp_path, config(phases=(Phase(32, 4, 4),), max_minutes=minutes))
+    inner, bars, moves = learn(fit), list[tuple[str, float | None, float]](), list[float]()
+
+    class Bars:
+        def track(self, description: str, total: float | None = None, *, completed: float = 0) -> Any:
+            bars.append((description, total, completed))
+            return nullcontext(self)
+
+        def advance(self, steps: float = 1, **values: float | str) -> None:
+            moves.append(steps)
+
+        def note(self, text: str) -> None:
+            raise AssertionError(text)
+
+    def step(batch: Any, fraction: float) -> Mapping[str, Tensor]:
+        fit.seconds += 15.0
+        return inner(batch, fraction)
+
+    run_fit(fit, lambda phase: Numbers(), step, description="Learning", progress=Bars())
+    assert bars == [opened]
+    assert moves[:2] == pytest.approx([moved, moved], rel=0.05)
+
+
 def test_the_rate_warms_up_and_falls(tmp_path: Path) -> None:
     fit = fit_of(tmp_path, config(learning_rate=1.0))
     rates = []
@@ -334,6 +364,7 @@ def test_phases_from_lists() -> None:
 
 PROCESS = """
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
