@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from export.files import remove
+from export.files import companions, remove
 from export.registry import get_target
 from models.artifact import Artifact, write_json
 from models.errors import (
@@ -242,10 +242,11 @@ def remove_strangers(folder: Path, jobs: Iterable[Job], *, keep: Iterable[str] =
 
 
 def move(artifact: Artifact, folder: Path) -> Artifact:
-    """Move an artifact, its sidecar and what lies beside it under its name into ``folder``."""
+    """Move an artifact, its sidecar and its companions into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = artifact.path.name
-    for path in [*artifact.path.parent.glob(f"{name}*"), *artifact.path.parent.glob(f".{name}*")]:
+    name, home = artifact.path.name, artifact.path.parent
+    beside = [path for path in companions(artifact.path) if path.exists()]
+    for path in {*home.glob(f"{name}*"), *home.glob(f".{name}*"), *beside}:
         remove(folder / path.name)
         path.replace(folder / path.name)
     return replace(artifact, path=folder / name)

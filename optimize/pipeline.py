@@ -32,7 +32,7 @@ from optimize.narrow import TEACHER
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.registry import get_stage
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space, fingerprint, read_json
-from optimize.run_state import REFERENCE, Run
+from optimize.run_state import REFERENCE, REJECTED, Run
 from optimize.sources import (
     Photos,
     check_device,
@@ -255,7 +255,7 @@ def _export(run: Run, context: StageContext) -> None:
             folder=folder / REFERENCE,
             prefix=f"{stage}-",
         )
-    move_back(run.root / "rejected", folder)
+    move_back(run.root / REJECTED, folder)
     _clear_exports(folder, jobs)
     size = run.recipe.input_size
     progress = context.progress

@@ -27,7 +27,7 @@ from optimize.config import flatten
 MARK = "run.json"
 LOCK = ".lock"
 #: Raised when what stages write changes in a way that old results cannot be mixed with.
-SCHEMA = 1
+SCHEMA = 2
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 Policy = Literal["same", "resume", "overwrite"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optimize.recipe import Recipe
     from optimize.steps import StageResult
 
-REFERENCE = "reference"
+REFERENCE, REJECTED = "reference", "rejected"
 
 
 @dataclass

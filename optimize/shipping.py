@@ -10,9 +10,10 @@ from benchmarks.row import BenchmarkRow
 from models.artifact import write_json
 from models.errors import ExportError, PareError, QualityGateError, explain
 from models.progress import Progress
+from optimize.accounts import notes, stage_accounts
 from optimize.exports import REWRITE, Outcome, move, say_reasons
 from optimize.run_folder import fingerprint, read_json
-from optimize.run_state import REFERENCE, Run
+from optimize.run_state import REFERENCE, REJECTED, Run
 
 if TYPE_CHECKING:
     from benchmarks.run import Benchmark
@@ -46,7 +47,8 @@ def measure(run: Run, context: StageContext) -> None:
     rows = [*result.rows, *(_row_of_failure(run, outcome) for outcome in run.outcomes if outcome.artifact is None)]
     teacher = next((row for row in rows if row.is_teacher), None)
     run.rows = [_with_objection(run, row, teacher) for row in rows]
-    _write(run, result)
+    places = {old.artifact: new.artifact for old, new in zip(rows, run.rows, strict=True)}
+    _write(run, replace(result, details=_moved(result.details, places)))
     write_json(report / ".key.json", {"key": key})
 
 
@@ -79,40 +81,6 @@ def _write(run: Run, result: Benchmark) -> None:
     )
 
 
-def stage_accounts(run: Run) -> list[dict[str, Any]]:
-    """List what the stages did, JSON values: ``stage``, ``seconds``, ``note``, scores, where the student started."""
-    accounts = []
-    for result in run.stages:
-        record = result.record
-        metadata: Mapping[str, Any] = result.artifact.metadata if result.artifact else {}
-        extra = {name: metadata[name] for name in ("start", "kept", "account", "speedup") if name in metadata}
-        taken = "taken" if record.accepted else f"not taken: {record.reason}"
-        row = {"stage": record.name, "seconds": record.seconds, "note": taken, "accepted": record.accepted}
-        accounts.append({**row, "scores": dict(record.scores or {}), **extra})
-    return accounts
-
-
-def notes(run: Run) -> list[str]:
-    """Say what a reader of the report must know."""
-    said = []
-    for result in run.stages:
-        metadata: Mapping[str, Any] = result.artifact.metadata if result.artifact else {}
-        if metadata.get("start") == "shipped":
-            end = ", which was kept: training did not bring it closer" if metadata.get("kept") == "start" else ""
-            said.append(f"The distillation started from the student that ships with Pare{end}.")
-        elif metadata.get("start") == "narrowed":
-            said.append("The student is the teacher itself with fewer channels, and started from its weights.")
-        elif "start" in metadata:
-            said.append("The distillation started from random weights.")
-        if metadata.get("recipe", {}).get("fine_tune") is False:
-            said.append(f"The stage {result.record.name} did not fine-tune: too few photos, or the recipe says so.")
-        if not result.record.accepted:
-            said.append(f"The stage {result.record.name} was not taken: {result.record.reason}.")
-    if run.recipe.data.source is None:
-        said.append("Trained and measured on the few sample photos of scikit-image and scikit-learn: pass --data.")
-    return said
-
-
 def _row_of_failure(run: Run, outcome: Outcome) -> BenchmarkRow:
     job = outcome.job
     source = job.source or run.float_chain[-1]
@@ -136,7 +104,7 @@ def _row_of_failure(run: Run, outcome: Outcome) -> BenchmarkRow:
 
 
 def _with_objection(run: Run, row: BenchmarkRow, teacher: BenchmarkRow | None) -> BenchmarkRow:
-    """Add to a row that breaks the gate why it is not shipped."""
+    """Say in a row that breaks the gate why it is not shipped, and where ``gate`` moves it."""
     gate = run.recipe.gate
     if teacher is None or row.distance is None or teacher.distance is None or gate.allow_drop or row.stage == "teacher":
         return row
@@ -144,7 +112,21 @@ def _with_objection(run: Run, row: BenchmarkRow, teacher: BenchmarkRow | None) -
     if drop <= gate.max_lpips_drop:
         return row
     text = f"{NOT_SHIPPED}: LPIPS {drop:.4f} above the teacher's, the gate is {gate.max_lpips_drop:g}"
-    return replace(row, reason=f"{row.reason}; {text}" if row.reason else text)
+    folder, _, file = row.artifact.rpartition("/")
+    place = f"{REJECTED}/{file}" if folder == "artifacts" else row.artifact
+    return replace(row, artifact=place, reason=f"{row.reason}; {text}" if row.reason else text)
+
+
+def _moved(details: Mapping[str, Any], places: Mapping[str, str]) -> dict[str, Any]:
+    """Return the details of a contest with the values of photos under the new names of artifacts."""
+    photos = details.get("photos")
+    if not photos:
+        return dict(details)
+    values = {}
+    for name, value in photos["values"].items():
+        artifact, _, device = name.rpartition("@")
+        values[f"{places.get(artifact, artifact)}@{device}"] = value
+    return {**details, "photos": {**photos, "values": values}}
 
 
 def gate(run: Run, progress: Progress) -> None:
@@ -154,13 +136,13 @@ def gate(run: Run, progress: Progress) -> None:
         QualityGateError: Nothing is left to ship, and some of it broke the gate.
         ExportError: Nothing is left to ship, and none of it could be made.
     """
-    reasons = {row.artifact: row.reason for row in run.rows if row.reason and NOT_SHIPPED in row.reason}
+    reasons = {row.artifact: row.reason for row in run.rows if row.artifact.startswith(f"{REJECTED}/")}
     kept = []
     for outcome in run.outcomes:
-        reason = reasons.get(outcome.job.path.relative_to(run.root).as_posix())
+        reason = reasons.get(f"{REJECTED}/{outcome.job.path.name}")
         if outcome.artifact is not None and reason and outcome.job.path.parent.name != REFERENCE:
             progress.note(f"{outcome.job.label}: {reason}")
-            outcome = replace(outcome, artifact=move(outcome.artifact, run.root / "rejected"))
+            outcome = replace(outcome, artifact=move(outcome.artifact, run.root / REJECTED))
             outcome = replace(outcome, status="failed", reason=reason)
         kept.append(outcome)
     run.outcomes = kept

@@ -59,6 +59,7 @@ class Bench:
         self.speedup: float | None = 1.5
         self.hooks: dict[str, Callable[[Path], None]] = {}
         self.broken: dict[str, Exception] = {}
+        self.companion = ""
 
     def run(self, name: str) -> Callable[..., Artifact]:
         """Return ``run`` of the stub stage ``name``."""
@@ -93,6 +94,8 @@ class Bench:
             raise self.broken[label]
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_bytes(artifact.sha256.encode() + str(precision).encode())
+        if self.companion == output.with_suffix(".ort").name and output.suffix == ".onnx":
+            output.with_suffix(".ort").write_bytes(b"mobile")
         return Artifact.create(output, format="onnx", parent=artifact, precision=precision)
 
     def benchmark(self, artifacts: list[Artifact], photos: Any, *, root: Path, **settings: Any) -> Benchmark:
@@ -120,7 +123,8 @@ class Bench:
                     status="measured",
                 )
             )
-        return Benchmark(tuple(rows), describe_machine(threads=1), {}, ())
+        values = {f"{row.artifact}@{row.device}": {"lpips": [row.lpips]} for row in rows}
+        return Benchmark(tuple(rows), describe_machine(threads=1), {"photos": {"names": ["a"], "values": values}}, ())
 
     def bundle(self, artifacts: list[Artifact], output: Path, *, reference: Artifact, **rest: Any) -> Path:
         """Stand in for the bundle."""
@@ -476,10 +480,16 @@ def test_artifact_over_the_gate_is_rejected_and_the_rest_shipped(
         return replace(result, rows=tuple(rows))
 
     monkeypatch.setattr("benchmarks.run.benchmark", spoiled)
+    bench.companion = "chroma_unet-int8.ort"
     summary = run_pipeline(recipe, tmp_path / "run")
-    assert (tmp_path / "run/rejected/chroma_unet-int8.onnx").exists()
-    assert (tmp_path / "run/rejected/chroma_unet-int8.onnx.json").exists()
-    assert not (tmp_path / "run/artifacts/chroma_unet-int8.onnx").exists()
+    left = [name for name in names(tmp_path / "run/artifacts") if name.startswith("chroma_unet-int8.o")]
+    assert left == ["chroma_unet-int8.openvino", "chroma_unet-int8.openvino.json"]
+    files = ["chroma_unet-int8.onnx", "chroma_unet-int8.onnx.json", "chroma_unet-int8.ort"]
+    assert names(tmp_path / "run/rejected") == files
+    report = json.loads((tmp_path / "run/report/report.json").read_text())
+    (rejected,) = (row for row in report["rows"] if "not shipped" in (row["reason"] or ""))
+    assert rejected["artifact"] == "rejected/chroma_unet-int8.onnx"
+    assert "rejected/chroma_unet-int8.onnx@cpu" in report["photos"]["values"]
     assert statuses(summary)["onnx int8"] == "failed"
     assert len(bench.bundles[0]) == 5
     assert "chroma_unet-int8.onnx" not in bench.bundles[0]
