@@ -227,11 +227,13 @@ def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: li
     order = sorted(range(len(timed)), key=lambda i: (not timed[i].is_teacher, id(timed[i]) not in front, -spots[i][1]))
     frames = [Box(axes.left + 2, _TOP, axes.right - 2, HEIGHT - _BOTTOM)] * len(timed)
     widths = [text_width(text, 12) for text in texts]
-    places = place_labels(spots, widths, order=order, frames=frames, obstacles=canvas.obstacles)
+    ends = [min(axes.x(row.latency_p95_ms or row.latency_p50_ms or 1.0), axes.right) for row in timed]
+    tails = [Box(x, y - 1, end, y + 1) for (x, y), end in zip(spots, ends, strict=True) if end > x]
+    places = place_labels(spots, widths, order=order, frames=frames, obstacles=[*canvas.obstacles, *tails])
     for index, row in enumerate(timed):
         x, y = spots[index]
-        if row.latency_p95_ms is not None:
-            canvas.line(x, y, min(axes.x(row.latency_p95_ms), axes.right), y, kind=row.target, width=1.2)
+        if ends[index] > x:
+            canvas.line(x, y, ends[index], y, kind=row.target, width=1.2)
         label = places[index]
         if label is not None:
             if label.leader:

@@ -39,14 +39,14 @@ class Machine:
         cpu: Model name.
         architecture: For example ``x86_64`` or ``arm64``.
         cores_physical: Cores, or None where the system does not say.
-        cores_available: Logical processors that this process may use.
+        cores_available: Logical processors that this process may use before it is pinned.
         cpu_flags: Instructions that matter to a network, of those the processor has.
         governor: Frequency governor, or None where the system does not expose it.
         memory_gb: Main memory, GiB.
         os: Operating system and its version.
         python: Version.
         threads: Threads that the engines were told to use; None: their default.
-        cpus: Logical processors that the process was pinned to; None: not pinned.
+        pinned_to_cpus: Logical processors that the process was pinned to; None: not pinned.
         load_average: Mean number of running processes in the minute before; None where unknown.
         gpus: Names of NVIDIA GPUs with their drivers.
         versions: Versions of the packages that compute.
@@ -63,7 +63,7 @@ class Machine:
     os: str
     python: str
     threads: int | None = None
-    cpus: tuple[int, ...] | None = None
+    pinned_to_cpus: tuple[int, ...] | None = None
     load_average: float | None = None
     gpus: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
@@ -71,13 +71,17 @@ class Machine:
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         content = asdict(self)
-        for name in ("cpu_flags", "gpus", "cpus"):
+        for name in ("cpu_flags", "gpus", "pinned_to_cpus"):
             content[name] = None if content[name] is None else list(content[name])
         return content
 
 
-def describe_machine(*, threads: int | None = None, cpus: tuple[int, ...] | None = None) -> Machine:
-    """Read what the operating system tells; nothing is guessed, unknown is None."""
+def describe_machine(*, threads: int | None = None) -> Machine:
+    """Read what the operating system tells, of a process that is not pinned yet; nothing is guessed, unknown is None.
+
+    Args:
+        threads: Threads that the engines will use.
+    """
     import psutil
 
     cpu, flags = _cpu()
@@ -97,7 +101,6 @@ def describe_machine(*, threads: int | None = None, cpus: tuple[int, ...] | None
         os=system,
         python=platform.python_version(),
         threads=threads,
-        cpus=cpus,
         load_average=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         gpus=_gpus(),
         versions=_versions(),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from benchmarks.level_chart import table as level_table
+from benchmarks.markup import plain
 from benchmarks.screens import HEAD as SCREENS_HEAD
 from benchmarks.view import LEVELS, View, number, short, times
 
@@ -51,7 +52,7 @@ def _headline(view: View) -> str:
     if one is None:
         return ""
     row, teacher = one.row, one.teacher
-    noisy = " (noisy)" if row.latency_is_noisy or teacher.latency_is_noisy else ""
+    noisy = " (noisy)" if one.is_noisy else ""
     floor = view.baseline.get("lpips")
     idle = f"; doing nothing ({view.baseline.get('what')}) is at {number(floor, 4)}" if floor is not None else ""
     return (
@@ -198,18 +199,13 @@ def _stages(view: View) -> list[str]:
         [str(stage.get("stage", "")), f"{short(stage.get('seconds'))} s", str(stage.get("note") or "")]
         for stage in stages
     ]
-    return ["## How it was made", table(header, rows)]
+    return ["## How it was made", table(header, rows, prose=True)]
 
 
 def _facts(view: View) -> str:
     machine = view.machine
     names = ("cpu", "cores_physical", "cores_available", "cpu_flags", "governor", "memory_gb", "gpus", "os", "python")
     lines = []
-    for name in (*names, "threads", "cpus", "load_average", "versions"):
-        value = machine.get(name)
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {version}" for key, version in value.items())
-        elif isinstance(value, list):
-            value = ", ".join(str(item) for item in value)
-        lines.append(f"- {name}: {'not known' if value in (None, '') else value}")
+    for name in (*names, "threads", "pinned_to_cpus", "load_average", "versions"):
+        lines.append(f"- {name}: {plain(machine.get(name))}")
     return "\n".join(lines)

@@ -41,8 +41,10 @@ def definitions(pairs: Iterable[tuple[str, object]]) -> str:
 
 def plain(value: object) -> str:
     """Write a JSON value for people."""
-    if value is None or value == [] or value == "":
+    if value is None or value == "":
         return "not known"
+    if value == []:
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     if isinstance(value, (list, tuple)):

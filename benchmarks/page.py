@@ -52,7 +52,7 @@ def _cards(view: View) -> str:
     if one is None:
         return note("No artifact can be compared with a teacher here; the reasons are below.")
     row, teacher = one.row, one.teacher
-    noisy = " (noisy)" if row.latency_is_noisy or teacher.latency_is_noisy else ""
+    noisy = " (noisy)" if one.is_noisy else ""
     floor = view.baseline.get("lpips")
     idle = f"; doing nothing {number(floor, 4)}" if floor is not None else ""
     cards = (

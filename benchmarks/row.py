@@ -15,6 +15,9 @@ TARGET_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVIN
 TARGET_NAMES["coreml"] = "Core ML"
 STAGE_NAMES = {"teacher": "Teacher", "distill": "Distilled", "prune": "Pruned", "quantize": "Quantized"}
 
+#: Folders of a run that hold what it does not ship.
+_ASIDE = frozenset(("stages", "reference", "rejected"))
+
 #: A row without one of these says why in ``reason``.
 MUST_EXPLAIN = ("lpips", "lpips_vs_teacher", "latency_p50_ms", "gmacs")
 _POSITIVE_NAMES = (
@@ -172,6 +175,11 @@ class BenchmarkRow:
     def is_teacher(self) -> bool:
         """Whether it is the reference: the teacher in PyTorch eager, 1x."""
         return self.stage == "teacher" and self.target == "torch"
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether a run made it only to compare with, or rejected it: what a headline must not be about."""
+        return not _ASIDE.isdisjoint(self.artifact.split("/")[:-1])
 
     @property
     def distance(self) -> float | None:

@@ -89,13 +89,12 @@ def benchmark(
     chosen, teacher = _line_up(artifacts, teacher)
     task = get_task(chosen[0].task)
     shown = Photos.of(photos, task.photo_size(settings.input_size), limit=settings.photo_limit)
-    before = torch.get_num_threads()
+    before, machine = torch.get_num_threads(), describe_machine(threads=settings.threads)
     with ExitStack() as stack:
         cpus = stack.enter_context(pinned(settings.threads))
         stack.callback(torch.set_num_threads, before)
         torch.set_num_threads(settings.threads or before)
-        machine = describe_machine(threads=settings.threads, cpus=cpus)
-        contest = _Contest(task, shown, settings, machine, progress)
+        contest = _Contest(task, shown, settings, replace(machine, pinned_to_cpus=cpus), progress)
         return contest.hold(chosen, teacher, stack, root=root)
 
 
@@ -115,7 +114,7 @@ class _Contest:
         if teacher is not None and self.settings.device == AUTO and on_gpu and torch.cuda.is_available():
             contestants += self._open([teacher], stack, device="cuda")  # the 1x of what runs on the GPU
         scores = self._judge(contestants, teacher)
-        with Interference(self.machine.cpus) as others:
+        with Interference(self.machine.pinned_to_cpus) as others:
             latency, whole = self._time(contestants)
         found = Findings(
             teacher=teacher,

@@ -26,8 +26,8 @@ class Headline:
     """The artifact that a reader came for.
 
     Attributes:
-        row: The fastest one within ``HEADLINE_LIMIT`` of the teacher, else the fastest; an export of the teacher itself
-            only where there is nothing else.
+        row: The fastest shipped one within ``HEADLINE_LIMIT`` of the teacher, else the fastest; what is not shipped, or
+            an export of the teacher itself, only where there is nothing else.
         teacher: What it is compared with, on the same machine.
         lpips_cost: LPIPS above the teacher's.
     """
@@ -35,6 +35,12 @@ class Headline:
     row: BenchmarkRow
     teacher: BenchmarkRow
     lpips_cost: float
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether either of the two was measured on a machine that did not keep still."""
+        busy = (self.row.interference or 0.0) > BUSY_LIMIT
+        return bool(self.row.latency_is_noisy or self.teacher.latency_is_noisy or busy)
 
     @property
     def within_limit(self) -> bool:
@@ -101,7 +107,8 @@ class View:
             teacher, cost = self.teacher_for(row), self.lpips_cost(row)
             if teacher is not None and cost is not None and row.speedup is not None and not row.is_teacher:
                 found.append(Headline(row, teacher, cost))
-        made = [one for one in found if one.row.stage != "teacher"] or found
+        shipped = [one for one in found if not one.row.is_aside] or found
+        made = [one for one in shipped if one.row.stage != "teacher"] or shipped
         allowed = [one for one in made if one.within_limit] or made
         return max(allowed, key=lambda one: one.row.speedup or 0.0, default=None)
 
@@ -201,7 +208,9 @@ class View:
         """The report in a line."""
         headline = self.headline
         name = self.teacher.model if self.teacher else (self.rows[0].model if self.rows else "nothing")
-        return f"{name}: {headline.row.speedup:.3g}x faster" if headline else f"{name}: measured"
+        if headline is None:
+            return f"{name}: measured"
+        return f"{name}: {times(headline.row.speedup)} faster{' (noisy)' if headline.is_noisy else ''}"
 
     def subtitle(self) -> str:
         """What was measured on."""

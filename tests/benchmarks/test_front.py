@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.front import draw_front, front_groups, linear_ticks, log_ticks, marker, pareto_front, short_labels
+from benchmarks.labels import text_width
 from benchmarks.row import BenchmarkRow
 
 MakeRow = Callable[..., BenchmarkRow]
@@ -57,6 +58,23 @@ def test_noise_is_hollow_and_precision_is_a_shape(run_rows: list[BenchmarkRow]) 
     assert re.search(r'<circle [^>]*class="openvino hollow" fill="#ffffff"', svg)
     assert re.search(r'<polygon [^>]*class="onnx"', svg)
     assert re.search(r'<circle [^>]*class="first"', svg)
+
+
+def test_no_label_lies_on_a_tail(make_row: MakeRow) -> None:
+    """A latency of a busy machine has a 95th percentile far to its right."""
+    row = make_row("distill", "torch", "fp32", 0.18, 10.0, latency_p95_ms=60.0)
+    others = [make_row("teacher", "torch", "fp32", 0.17, 100.0), make_row("prune", "onnx", "fp32", 0.172, 5.0)]
+    svg = ElementTree.fromstring(draw_front([*others, row]))
+    (tail,) = (line for line in svg.iter(f"{SVG}line") if line.get("class") == "torch" and length(line) > 100)
+    (label,) = (text for text in svg.iter(f"{SVG}text") if text.text == "Distilled 10x")
+    x, y = float(label.get("x", "nan")), float(label.get("y", "nan"))
+    over = x < float(tail.get("x2", "nan")) and x + text_width("Distilled 10x", 12) > float(tail.get("x1", "nan"))
+    assert not (over and y - 10 < float(tail.get("y1", "nan")) < y + 4)
+
+
+def length(line: ElementTree.Element) -> float:
+    """Length of a horizontal line."""
+    return float(line.get("x2", "nan")) - float(line.get("x1", "nan"))
 
 
 def test_a_far_baseline_is_said_and_does_not_squash_the_plot(run_rows: list[BenchmarkRow]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ from models.errors import ConfigError
 
 
 def test_the_description_is_json_and_the_same_each_time() -> None:
-    first, second = describe_machine(threads=2, cpus=(0, 1)), describe_machine(threads=1)
+    first, second = replace(describe_machine(threads=2), pinned_to_cpus=(0, 1)), describe_machine(threads=1)
     assert first.id == second.id
     assert first.id.startswith(platform.machine().lower())
     content = json.loads(json.dumps(first.to_json()))
     assert content["threads"] == 2
-    assert content["cpus"] == [0, 1]
+    assert content["pinned_to_cpus"] == [0, 1]
     assert content["python"] == platform.python_version()
     assert content["versions"]["numpy"]
     assert content["cores_available"] >= 1

@@ -178,6 +178,20 @@ def test_beyond_the_limit_the_headline_says_so(tmp_path: Path, make_row: MakeRow
     assert "resnet18_unet: 20x faster" in (tmp_path / "report.md").read_text()
 
 
+def test_the_headline_is_shipped(tmp_path: Path, make_row: MakeRow) -> None:
+    rows = [
+        make_row("teacher", "torch", "fp32", 0.17, 100.0),
+        make_row("distill", "onnx", "fp32", 0.171, 10.0, artifact="artifacts/reference/distill-fp32.onnx"),
+        make_row("distill", "torch", "fp32", 0.171, 8.0, artifact="stages/01-distill/student.safetensors"),
+        make_row("quantize", "onnx", "int8", 0.175, 4.0, artifact="rejected/x-int8.onnx"),
+        make_row("quantize", "openvino", "int8", 0.189, 5.0, artifact="artifacts/x-int8.openvino"),
+    ]
+    write_report(tmp_path, machine={}, recipe={}, rows=rows)
+    assert "**Quantized · OpenVINO INT8: 20x faster** (100 -> 5 ms)" in (tmp_path / "report.md").read_text()
+    write_report(tmp_path, machine={}, recipe={}, rows=rows[:4])
+    assert "**Quantized · ONNX Runtime INT8: 25x faster** (100 -> 4 ms)" in (tmp_path / "report.md").read_text()
+
+
 def test_the_headline_names_the_teacher_on_its_own_device(tmp_path: Path, make_row: MakeRow) -> None:
     rows = [
         make_row("teacher", "torch", "fp32", 0.17, 100.0),
@@ -190,11 +204,16 @@ def test_the_headline_names_the_teacher_on_its_own_device(tmp_path: Path, make_r
 
 def test_a_busy_machine_is_said_first(tmp_path: Path, run_rows: list[BenchmarkRow]) -> None:
     busy = "other processes used 43% of the processors of here"
+    title = "resnet18_unet: 80x faster"
     write_report(tmp_path, machine={}, recipe={}, rows=[replace(row, interference=0.43) for row in run_rows])
     assert (tmp_path / "report.md").read_text().count(busy) == 1
     assert (tmp_path / "index.html").read_text().count(busy) == 1
+    assert (tmp_path / "report.md").read_text().startswith(f"# {title} (noisy)\n")
+    assert f"<h1>{title} (noisy)</h1>" in (tmp_path / "index.html").read_text()
     write_report(tmp_path, machine={}, recipe={}, rows=[replace(row, interference=0.01) for row in run_rows])
-    assert "other processes" not in (tmp_path / "report.md").read_text()
+    quiet = (tmp_path / "report.md").read_text()
+    assert "other processes" not in quiet
+    assert quiet.startswith(f"# {title}\n")
 
 
 def test_reports_are_found_and_strange_ones_refused(report: Path, tmp_path: Path) -> None:

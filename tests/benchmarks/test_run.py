@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,13 @@ def test_one_row_an_artifact_teacher_first(result: Benchmark) -> None:
     assert [row.artifact for row in result.rows[:4]] == [*FILES, OPENVINO]
     assert {row.machine for row in result.rows} == {result.machine.id}
     assert {(row.height, row.width, row.threads) for row in result.rows[:4]} == {(64, 64, 1)}
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not pin processes")
+def test_the_machine_is_described_as_it_was_before_pinning(result: Benchmark) -> None:
+    assert result.machine.cores_available == len(os.sched_getaffinity(0))
+    assert result.machine.pinned_to_cpus is not None
+    assert len(result.machine.pinned_to_cpus) == result.machine.threads == 1
 
 
 def test_the_teacher_is_1x_and_equal_to_itself(result: Benchmark) -> None:
