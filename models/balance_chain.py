@@ -42,14 +42,14 @@ def shrink(rgb: Tensor, side: int = WORKING_SIZE) -> Tensor:
 
 
 def fit_ridge(bad: Tensor, good: Tensor, *, ridge: float = 1e-2) -> Mapper:
-    """Fit the quadratic colour map in closed form; colours (1, 3, P) in [0, 1]."""
+    """Fit the quadratic colour map in closed form; colours (1, 3, H, W) in [0, 1]."""
     mapper = ColourMapper(ridge)
     coefficients = mapper.fit(bad, good)
     return lambda rgb: mapper(coefficients, rgb)
 
 
 def fit_mlp(bad: Tensor, good: Tensor, *, seed: int = 0, steps: int = _MLP_STEPS) -> Mapper:
-    """Fit a network of three layers to the change of colour by Adam, the same way each time; colours (1, 3, P)."""
+    """Fit a network of three layers to the change of colour by Adam, the same way each time; colours (1, 3, H, W)."""
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = nn.Sequential(
@@ -58,7 +58,7 @@ def fit_mlp(bad: Tensor, good: Tensor, *, seed: int = 0, steps: int = _MLP_STEPS
         nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
         optimizer = torch.optim.Adam(layers.parameters(), lr=1e-2)
-        source, change = bad[0].T.detach().clone(), (good - bad)[0].T.detach().clone()
+        source, change = (colours.flatten(1).T.detach().clone() for colours in (bad[0], (good - bad)[0]))
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = 1e-2 * (1 - step / steps)
@@ -92,7 +92,7 @@ def fit_mapper(net: LatentBalancer, photo: Tensor, *, kind: Literal["ridge", "ml
         fix = "balance one photo at a time"
         raise ConfigError(explain("photo", expected="shape (1, 3, H, W)", got=tuple(photo.shape), fix=fix))
     bad, good = net.colours(shrink(photo))
-    return FITS[kind](bad.flatten(2), good.flatten(2))
+    return FITS[kind](bad, good)
 
 
 @torch.no_grad()

@@ -90,24 +90,28 @@ class ColourMapper(nn.Module):
 
     @staticmethod
     def terms(rgb: Tensor) -> Tensor:
-        """Colours (N, 3, P) in [0, 1] -> 1, r, g, b and their products, of values moved to [-1, 1]: (N, 10, P)."""
+        """Colours (N, 3, H, W) in [0, 1] -> 1, r, g, b and their products, moved to [-1, 1]: (N, 10, H, W)."""
         x = rgb * 2 - 1
         r, g, b = x[:, 0:1], x[:, 1:2], x[:, 2:3]
-        return torch.cat([torch.ones_like(r), x, x * x, r * g, g * b, b * r], dim=1)
+        products = torch.cat([x, x * x, r * g, g * b, b * r], dim=1)
+        return functional.pad(products, (0, 0, 0, 0, 1, 0), value=1.0)  # ones_like would be a picture of constants
 
     def fit(self, bad: Tensor, good: Tensor) -> Tensor:
-        """Colours (N, 3, P) before and after -> coefficients (N, 3, 10) of the change."""
-        terms = self.terms(bad)
-        scale = float(terms.shape[2]) ** -0.5 if isinstance(terms.shape[2], int) else terms.shape[2] ** -0.5
-        terms, change = terms * scale, (good - bad) * scale
-        gram = torch.matmul(terms, terms.transpose(1, 2))
+        """Colours (N, 3, H, W) before and after -> coefficients (N, 3, 10) of the change.
+
+        Rows are summed first, then their sums: one sum of 224 x 224 pixels in single precision is 1.6e-4 off.
+        """
+        terms, change = self.terms(bad).transpose(1, 2), (good - bad).transpose(1, 2)
+        scale = float(terms.shape[3]) ** -0.5 if isinstance(terms.shape[3], int) else terms.shape[3] ** -0.5
+        terms, change = terms * scale, change * scale
+        gram = torch.matmul(terms, terms.transpose(2, 3)).mean(dim=1)
         gram = gram + self.ridge * torch.eye(TERMS, dtype=bad.dtype, device=bad.device)
-        right = torch.matmul(terms, change.transpose(1, 2))
+        right = torch.matmul(terms, change.transpose(2, 3)).mean(dim=1)
         return solve_spd(gram, right).transpose(1, 2)
 
     def forward(self, coefficients: Tensor, rgb: Tensor) -> Tensor:
         """Coefficients (N, 3, 10) and a photo (N, 3, H, W) in [0, 1] -> mapped photo (N, 3, H, W) in [0, 1]."""
-        change = torch.matmul(coefficients, self.terms(rgb.flatten(2)))
+        change = torch.matmul(coefficients, self.terms(rgb).flatten(2))
         return (rgb + change.reshape(rgb.shape)).clamp(0, 1)
 
 
@@ -160,8 +164,7 @@ class LatentBalancer(nn.Module):
 
     def coefficients(self, rgb: Tensor) -> Tensor:
         """RGB (N, 3, H, W) in [0, 1] -> the colour map (N, 3, 10) that balances it."""
-        bad, good = self.colours(rgb)
-        return self.mapper.fit(bad.flatten(2), good.flatten(2))
+        return self.mapper.fit(*self.colours(rgb))
 
     def forward(self, input: Tensor, target: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         """RGB (N, 3, H, W) in [0, 1] -> balanced (N, 3, H, W) in [0, 1]; the training losses if ``target`` is given.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from export.golden import random_photo
 from export.parity import check_parity
 from export.quantization import Quantization
 from export.registry import TARGETS, get_target, list_targets
-from models.artifact import Artifact, save_network, save_tensors, sha256_of
+from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
 from models.registry import create_model
 from models.spec import Precision
 
@@ -61,3 +63,16 @@ def test_they_convert_and_pass_parity(
     made = row.load().export(source, tmp_path / f"net{row.suffix}", precision=precision, input_size=SIZE)
     result = check_parity(sources[name, False], made)
     assert result.passed is not False
+
+
+def test_the_fit_keeps_no_constant_of_the_size_of_the_photo(
+    sources: dict[tuple[str, bool], Artifact], tmp_path: Path
+) -> None:
+    made = (
+        get_target("onnx")
+        .load()
+        .export(sources["latent_balancer", False], tmp_path / "net.onnx", precision=Precision.FP32, input_size=(64, 64))
+    )
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in onnx.load(made.path).graph.initializer}
+    weights = load_network(sources["latent_balancer", False]).parameters()
+    assert max(sizes.values()) <= max(weight.numel() for weight in weights)
