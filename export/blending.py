@@ -18,6 +18,9 @@ def blended(artifact: Artifact, values: Mapping[str, float], output: Path) -> Ar
         values: {name of the control: its value}; one control.
         output: What will be exported; the blend is ``<stem>.<name>-<value>.safetensors`` beside it.
 
+    Returns:
+        The plain network; its factory arguments keep the value through all later stages and exports.
+
     Raises:
         UsageError: Not a weight blend of this network, or a value out of its range.
         UnsupportedError: The artifact has no ends: it was pruned or distilled after the blend.
@@ -50,6 +53,5 @@ def blended(artifact: Artifact, values: Mapping[str, float], output: Path) -> Ar
         task=artifact.task,
         stages=artifact.stages,
         parent=artifact,
-        model_kwargs=artifact.model_kwargs,
-        metadata={"blended": {name: value}},
+        model_kwargs={**artifact.model_kwargs, name: value},
     )

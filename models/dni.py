@@ -2,7 +2,8 @@
 
 ``start`` is trained at the start level, ``end`` is ``start`` trained on at the end level; a network between has the
 weights ``(1 - alpha) * start + alpha * end``. The blend is made once, before the export: the engine is a plain
-network of that level, and a set of engines covers a range.
+network of that level, and a set of engines covers a range. ``Between`` keeps both ends and blends for each image: a
+teacher that answers at the level that it is asked for.
 
 Source: Wang et al. 2019, "Deep Network Interpolation for Continuous Imagery Effect Transition"; the network is the
 residual denoiser of He et al. 2019 without its modification layers (hejingwenhejingwen/AdaFM, ``norm_type=basic``).
@@ -12,21 +13,60 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
 
+from models.artifact import Artifact, load_network, read_tensors
+from models.controls import unpack
 from models.errors import CheckpointError, explain
+from models.registry import get_task
 from models.residual_denoiser import ResidualDenoiser
 
 
 class DNI(ResidualDenoiser):
-    """The plain residual denoiser."""
+    """The plain residual denoiser.
+
+    Args:
+        width: Channels.
+        depth: Residual blocks.
+        alpha: Where between its ends the weights are; None: not a blend. Nothing is computed from it.
+    """
 
     #: The second step of the training changes everything, and the weights before it are kept.
     blends = True
 
+    def __init__(self, width: int = 64, depth: int = 16, *, alpha: float | None = None) -> None:
+        super().__init__(width, depth)
+        self.alpha = alpha
+
     def forward(self, input: Tensor) -> Tensor:
         """Image (N, 3, H, W) -> (N, 3, H, W); H and W even. More channels (a packed level) are ignored."""
         return self.run(input[:, :3], None)
+
+
+class Between(nn.Module):
+    """Both ends of a network: each image goes through the blend of the level that is packed behind it.
+
+    Args:
+        net: The network; its weights are not used.
+        start: Weights at level 0.
+        end: Weights at level 1.
+    """
+
+    def __init__(self, net: nn.Module, start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.net = net
+        self._ends = {key: (start[key].float(), end[key].float()) for key in blend(start, end, 0.0)}
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Images and levels (N, 3 + 1, H, W) -> (N, 3, H, W)."""
+        images, levels = unpack(packed, 1)
+        answers = []
+        for image, level in zip(images, levels, strict=True):
+            weights = {key: torch.lerp(a.to(image), b.to(image), level) for key, (a, b) in self._ends.items()}
+            answers.append(functional_call(self.net, weights, (image[None],)))
+        return torch.cat(answers)
 
 
 def blend(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
@@ -43,6 +83,19 @@ def blend(start: Mapping[str, Tensor], end: Mapping[str, Tensor], alpha: float) 
     return {key: (1 - alpha) * start[key].float() + alpha * end[key].float() for key in start}
 
 
-def dni(width: int = 64, depth: int = 16) -> DNI:
-    """Build the network with random weights."""
-    return DNI(width, depth)
+def load_at_levels(artifact: Artifact) -> nn.Module:
+    """Return the network of ``artifact`` in eval mode: ``Between`` where its sidecar names two ends.
+
+    Raises:
+        CheckpointError: The weights, or one of the ends beside them, are missing or damaged.
+    """
+    net, note = load_network(artifact), artifact.metadata.get("blend")
+    if not isinstance(note, dict) or not get_task(artifact.task).controls:
+        return net
+    start, end = (read_tensors(artifact.path.with_name(str(note[name]))) for name in ("start", "end"))
+    return Between(net, start, end).eval()
+
+
+def dni(width: int = 64, depth: int = 16, alpha: float | None = None) -> DNI:
+    """Build the network with random weights; ``alpha`` notes where between its ends a blend is."""
+    return DNI(width, depth, alpha=alpha)

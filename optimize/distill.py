@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.artifact import Artifact, load_network, save_network
+from models.artifact import Artifact, save_network
+from models.dni import load_at_levels
 from models.errors import ConfigError, UnsupportedError, explain
 from models.registry import WEIGHTS, create_model, get_spec, get_task, load_object
 from optimize.config import to_plain
@@ -294,7 +295,7 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     options: dict[str, Any] = {"lpips_net": data.lpips_net, "lpips_weights": data.lpips_weights}
     scores = {
         "lpips_net": data.lpips_net,
-        "teacher": evaluate(load_network(artifact), task, rgb, **options),
+        "teacher": evaluate(load_at_levels(artifact), task, rgb, **options),
         "student": evaluate(student, task, rgb, **options),
     }
     kwargs: Mapping[str, Any] = artifact.model_kwargs
@@ -335,7 +336,7 @@ def hold_out(data: StageContext) -> tuple[PhotoSet, PhotoSet]:
 
 
 def _gap(net: nn.Module, teacher: Artifact, task: Task, rgb: Tensor, data: StageContext) -> float:
-    wanted = render_all(load_network(teacher), task, rgb)
+    wanted = render_all(load_at_levels(teacher), task, rgb)
     preds = render_all(net, task, rgb)
     return float(lpips_all(preds, wanted, net=data.lpips_net, weights=data.lpips_weights).mean())
 

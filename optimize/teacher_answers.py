@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from export.refusal import without_branches
-from models.artifact import Artifact, load_network, write_json
+from models.artifact import Artifact, write_json
+from models.dni import Between, load_at_levels
 from models.errors import RunFolderError, UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec, get_task
@@ -122,7 +123,9 @@ def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) 
     OpenVINO (bf16 where the processor has it and the answers stay within half a visible step on average, else fp32)
     is tried against PyTorch eager on ``sample`` (N, C, S, S), each timed once warm.
     """
-    net = WithFeature(load_network(artifact), feature).eval()
+    teacher = load_at_levels(artifact)
+    one_by_one = isinstance(teacher, Between)  # with weights of its own for each image: no trace, no inner feature
+    net = WithFeature(teacher, None if one_by_one else feature).eval()
     scale = get_task(artifact.task).output_scale
 
     def eager(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -134,7 +137,7 @@ def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) 
         net.cuda()
         return "torch cuda", lambda inputs: _to_cpu(eager(inputs.cuda()))
     contestants: dict[str, Predict] = {"torch fp32": eager}
-    for precision in ("bf16", "f32"):
+    for precision in () if one_by_one else ("bf16", "f32"):
         try:
             contestants[f"openvino {precision}"] = _openvino_predict(net, sample, precision)
         except (ImportError, RuntimeError):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from optimize.loop import Fit
 
 SNAPSHOT = "train.start.safetensors"
+_HALF_WAY = 0.5
 
 
 def has_two_steps(net: nn.Module, task: Task) -> bool:
@@ -86,5 +87,6 @@ def finish(net: nn.Module, kwargs: Mapping[str, Any], path: Path) -> tuple[nn.Mo
     files = {name: path.with_name(f"{path.stem}.{name}.safetensors") for name in ends}
     for name, state in ends.items():
         save_tensors(state, files[name])
-    net.load_state_dict(blend(ends["start"], ends["end"], 0.5))
-    return net, dict(kwargs), {"blend": {"alpha": 0.5, **{name: file.name for name, file in files.items()}}}
+    net.load_state_dict(blend(ends["start"], ends["end"], _HALF_WAY))
+    note = {"alpha": _HALF_WAY, **{name: file.name for name, file in files.items()}}
+    return net, {**kwargs, "alpha": _HALF_WAY}, {"blend": note}

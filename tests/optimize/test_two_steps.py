@@ -10,10 +10,13 @@ import torch
 
 from export.blending import blended
 from models.artifact import Artifact, load_network, read_tensors, save_network
+from models.controls import pack
+from models.dni import DNI, load_at_levels
 from models.errors import ConfigError, UnsupportedError, UsageError
 from models.registry import create_model, get_task
 from optimize.loop import Fit, FitConfig, Phase
 from optimize.stage import StageContext
+from optimize.teacher_answers import fastest_predict
 from optimize.train import TrainConfig, TrainStep
 from optimize.train import run as train
 
@@ -84,12 +87,27 @@ def test_dni_keeps_both_ends_and_is_blended_at_export(context: StageContext, tmp
         plain = blended(made, {"alpha": alpha}, tmp_path / "out.onnx")
         assert plain.path.name == f"out.alpha-{alpha:g}.safetensors"
         assert torch.allclose(load_network(plain).state_dict()[key], ends[0][key].lerp(ends[1][key], alpha), atol=1e-6)
+        assert plain.model_kwargs["alpha"] == alpha
     with pytest.raises(UsageError, match=r"--set alpha: expected 0 to 1, got 2; fix: choose a value between"):
         blended(made, {"alpha": 2.0}, tmp_path / "out.onnx")
     with pytest.raises(UsageError, match=r"--set: expected alpha, got level; fix: leave it out"):
         blended(made, {"level": 0.5}, tmp_path / "out.onnx")
     with pytest.raises(UnsupportedError, match=r"expected its two ends, got an artifact without them"):
         blended(plain, {"alpha": 0.5}, tmp_path / "out.onnx")
+
+
+def test_a_blend_teaches_each_image_at_its_own_level(context: StageContext, tmp_path: Path) -> None:
+    made = train(start_of("dni", tmp_path / "a"), config_of("dni"), context, tmp_path)
+    images, levels = torch.rand(3, 3, 32, 32), (0.0, 0.25, 1.0)
+    packed = pack(images, torch.tensor(levels)[:, None])
+    runtime, predict = fastest_predict(made, packed, feature="model.1")
+    answers, feature = predict(packed)
+    assert (runtime, feature) == ("torch fp32", None)
+    with torch.inference_mode():
+        for image, level, answer in zip(images, levels, answers, strict=True):
+            plain = load_network(blended(made, {"alpha": level}, tmp_path / "out.onnx"))
+            assert torch.allclose(plain(image[None])[0], answer, atol=1e-6)
+    assert isinstance(load_at_levels(start_of("dni", tmp_path / "b")), DNI)
 
 
 def test_tune_from_is_a_share() -> None:
