@@ -118,13 +118,19 @@ def _save(result: Benchmark, output: Path) -> Path:
 def levels_command(
     paths: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts of a task with a control.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of levels.md, levels.json and levels.svg.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of photos. Default: the embedded ones.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of photos, or of pairs. Default: sample photos."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many photos.")] = 12,
     count: Annotated[int, typer.Option(min=2, help="Levels, the ends among them.")] = 5,
     input_size: Annotated[tuple[int, int], typer.Option("--input-size", metavar="H W", help="Pixels.")] = (256, 256),
     lpips_net: Annotated[str, typer.Option("--lpips-net", help="lite, squeeze, alex or vgg.")] = "lite",
     lpips_weights: Annotated[Path | None, typer.Option("--lpips-weights", help="Weights of an official net.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of each runtime.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="What the others are compared with where the task has no ground truth (style).")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Plot PSNR and LPIPS against the level of a run-time control, and how smooth the way is."""
@@ -146,6 +152,7 @@ def levels_command(
         lpips_net=lpips_net,
         lpips_weights=lpips_weights,
         threads=threads,
+        teacher=Artifact.load(teacher) if teacher is not None else None,
         progress=make_progress(quiet=quiet),
     )
     print(write_levels(output, curves, control=task.controls[0].name, lpips_net=lpips_net))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.contest import Contestant, say
-from benchmarks.levels import Levels, answers_of
+from benchmarks.levels import Levels, answers_of, answers_of_set, has_ends, sets_of
 from benchmarks.quality import Photos, Scores
 from benchmarks.settings import Settings
 from models.artifact import Artifact
@@ -62,10 +62,11 @@ def contest_levels(
     able = _with_control(contestants)
     if not able or not settings.levels:
         return {}
+    alone = [contestant for members in able for contestant in members]
     count = min(settings.level_photos, len(photos))
     content: dict[str, Any] = {"control": task.controls[0].name if task.controls else "", "curves": [], "left_out": []}
     content |= {"lpips_net": settings.lpips_net, "photos": list(photos.names[:count])}
-    first = next((c for c in able if c.artifact is teacher and c.runner is not None), None)
+    first = next((c for c in alone if c.artifact is teacher and c.runner is not None), None)
     reference = None if first is None or first.runner is None else answers_of(first.runner)
     try:
         rgb = torch.cat([to_batch([photos.load(index)]) for index in range(count)])
@@ -81,13 +82,17 @@ def contest_levels(
         return {**content, "left_out": [{"artifact": "all artifacts", "reason": say(error)}]}
     curves = [levels.idle()]
     with progress.track("Levels", total=len(able)) as bar:
-        for contestant in able:
-            label = rows[contestant.name].label
-            reason = _why_not(contestant, able, scores.get(contestant.name), levels.calls, settings.max_seconds)
-            if reason is None and contestant.runner is not None:
-                answer, emulated = answers_of(contestant.runner), contestant.runner.emulated
+        for members in able:
+            label = rows[members[0].name].label + (f", {len(members)} engines" if len(members) > 1 else "")
+            calls, seconds = levels.calls // len(members), settings.max_seconds
+            reasons = [_why_not(one, alone, scores.get(one.name), calls, seconds) for one in members]
+            reason = next((one for one in reasons if one is not None), None)
+            runners = [one.runner for one in members if one.runner is not None]
+            if reason is None:
+                emulated = any(runner.emulated for runner in runners)
                 try:
-                    curves.append(levels.curve(label, contestant.artifact, answer, emulated=emulated))
+                    answer = answers_of_set([one.artifact for one in members], runners)
+                    curves.append(levels.curve(label, members[0].artifact, answer, emulated=emulated))
                 except Exception as error:  # a third-party runtime may raise anything; the others go on
                     reason = say(error)
             if reason is not None:
@@ -96,15 +101,23 @@ def contest_levels(
     return {**content, "curves": [asdict(curve) for curve in curves]}
 
 
-def _with_control(contestants: Sequence[Contestant]) -> list[Contestant]:
-    """Return each artifact whose graph takes a control once, on its first device; INT8 in PyTorch is a record only."""
+def _with_control(contestants: Sequence[Contestant]) -> list[list[Contestant]]:
+    """Return what has a level, each artifact once and on its first device.
+
+    That is a graph that takes a control, a network in PyTorch with both ends of a blend, and a set of engines that were
+    blended at several levels. INT8 in PyTorch is a record only.
+    """
     found: dict[str, Contestant] = {}
     for contestant in contestants:
         artifact = contestant.artifact
-        is_record = artifact.format == "torch" and artifact.precision is Precision.INT8
-        if not is_record and get_spec(artifact.model, task=artifact.task).graph_controls:
+        if artifact.format != "torch" or artifact.precision is not Precision.INT8:
             found.setdefault(artifact.sha256, contestant)
-    return list(found.values())
+    groups = sets_of([contestant.artifact for contestant in found.values()])
+    return [
+        [found[artifact.sha256] for artifact in group]
+        for group in groups
+        if len(group) > 1 or has_ends(group[0]) or get_spec(group[0].model, task=group[0].task).graph_controls
+    ]
 
 
 def _why_not(

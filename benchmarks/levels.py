@@ -3,16 +3,20 @@
 For each level, PSNR and LPIPS of the rendered answer against the ground truth at that level, and of doing nothing. For
 the transition, one input at the middle level is run through all levels: ``detour`` is the length of the path of its
 answers over the distance of its ends (1: straight), ``evenness`` the smallest step over the largest (1: even).
+
+Engines of one network whose weights were blended at different levels are a set: one curve, each level by the engine
+that is nearest to it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +24,14 @@ from torch import Tensor
 
 from benchmarks import metrics
 from benchmarks.level_chart import IDLE, LevelCurve, chart, table
+from export import open_runner
 from export.parity import open_any
 from models.artifact import Artifact, write_json
 from models.controls import graph_feeds
+from models.dni import load_at_levels
 from models.errors import UnsupportedError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
-from models.registry import get_task
+from models.registry import get_spec, get_task
 from models.spec import Precision
 
 if TYPE_CHECKING:
@@ -125,6 +131,7 @@ def measure_levels(
     lpips_net: str = "lite",
     lpips_weights: Path | None = None,
     threads: int | None = None,
+    teacher: Artifact | None = None,
     progress: Progress = NULL_PROGRESS,
 ) -> list[LevelCurve]:
     """Run artifacts of one task over the range of its control.
@@ -136,6 +143,7 @@ def measure_levels(
         lpips_net: Which LPIPS.
         lpips_weights: Where the official weights are.
         threads: Of each runtime.
+        teacher: What answers are compared with where the task has no ground truth; None: the task's own target.
         progress: Where to report.
 
     Raises:
@@ -146,20 +154,68 @@ def measure_levels(
     if len(tasks) != 1:
         fix = "pass artifacts of one task"
         raise UsageError(explain("levels", expected="one task", got=tasks, fix=fix))
-    levels = Levels(get_task(tasks[0]), rgb, count=count, lpips_net=lpips_net, lpips_weights=lpips_weights)
+    with ExitStack() as stack:
+        reference = None
+        if teacher is not None:
+            reference = answers_of(stack.enter_context(open_runner(teacher.path, threads=threads)))
+        levels = Levels(
+            get_task(tasks[0]),
+            rgb,
+            count=count,
+            lpips_net=lpips_net,
+            lpips_weights=lpips_weights,
+            reference=reference,
+        )
     curves = [levels.idle()]
-    with progress.track("Levels", total=len(artifacts)) as bar:
-        for artifact in artifacts:
-            if artifact.format == "torch" and artifact.precision is Precision.INT8:
-                continue  # its numbers are those of what was exported from it
-            runner, reason = open_any(artifact.path, threads=threads)
-            if runner is None:
-                progress.note(f"{artifact.path.name}: {reason}")
-                continue
-            with runner:
-                curves.append(levels.curve(artifact.path.name, artifact, answers_of(runner), emulated=runner.emulated))
-            bar.advance()
+    # INT8 in PyTorch is a record: its numbers are those of what was exported from it
+    able = [one for one in artifacts if one.format != "torch" or one.precision is not Precision.INT8]
+    with progress.track("Levels", total=len(able)) as bar:
+        for members in sets_of(able):
+            with ExitStack() as stack:
+                runners = []
+                for member in members:
+                    runner, reason = open_any(member.path, threads=threads)
+                    if runner is None:
+                        progress.note(f"{member.path.name}: {reason}")
+                    else:
+                        runners.append(stack.enter_context(runner))
+                if len(runners) == len(members):
+                    answer, emulated = answers_of_set(members, runners), any(runner.emulated for runner in runners)
+                    curves.append(levels.curve(name_of_set(members), members[0], answer, emulated=emulated))
+            bar.advance(len(members))
     return curves
+
+
+def has_ends(artifact: Artifact) -> bool:
+    """Say whether ``artifact`` is a network in PyTorch that is blended at any level."""
+    return artifact.format == "torch" and isinstance(artifact.metadata.get("blend"), dict)
+
+
+def fixed_level(artifact: Artifact) -> float:
+    """Return the level of the task's control at which the weights of ``artifact`` were blended for good; else NaN."""
+    knobs = get_task(artifact.task).controls
+    for control in get_spec(artifact.model, task=artifact.task).controls:
+        value = artifact.model_kwargs.get(control.name)
+        if control.kind == "weight_blend" and value is not None and knobs and not has_ends(artifact):
+            share = (value - control.minimum) / (control.maximum - control.minimum)
+            return float(knobs[0].minimum + share * (knobs[0].maximum - knobs[0].minimum))
+    return math.nan
+
+
+def sets_of(artifacts: Sequence[Artifact]) -> list[list[Artifact]]:
+    """Group engines that differ in the level of their blend, each level once; other artifacts stay alone."""
+    groups: dict[Any, list[Artifact]] = {}
+    for index, artifact in enumerate(artifacts):
+        own = (artifact.model, artifact.format, artifact.precision, artifact.stages)
+        level = fixed_level(artifact)
+        same = any(fixed_level(member) == level for member in groups.get(own, []))
+        groups.setdefault((index,) if math.isnan(level) or same else own, []).append(artifact)
+    return [sorted(members, key=fixed_level) for members in groups.values()]
+
+
+def name_of_set(members: Sequence[Artifact]) -> str:
+    """Return the file name of one artifact, or the first of a set and their number."""
+    return members[0].path.name + (f" to {members[-1].path.name}: {len(members)} engines" if len(members) > 1 else "")
 
 
 def answers_of(runner: Runner) -> Answer:
@@ -171,6 +227,22 @@ def answers_of(runner: Runner) -> Answer:
             for item in inputs
         ]
         return torch.from_numpy(np.concatenate(outputs))
+
+    return answer
+
+
+def answers_of_set(members: Sequence[Artifact], runners: Sequence[Runner]) -> Answer:
+    """Return ``answers_of`` of one artifact, or of the engine of a set that is nearest to the level of each photo."""
+    if has_ends(members[0]):
+        return load_at_levels(members[0])
+    answers = [answers_of(runner) for runner in runners]
+    if len(members) == 1:
+        return answers[0]
+    places = torch.tensor([fixed_level(member) for member in members])
+
+    def answer(inputs: Tensor) -> Tensor:
+        nearest = (inputs[:, -1, 0, 0, None] - places).abs().argmin(dim=1)
+        return torch.cat([answers[int(one)](item[None]) for one, item in zip(nearest, inputs, strict=True)])
 
     return answer
 

@@ -140,6 +140,17 @@ def test_nothing_without_a_control_or_when_turned_off(
         settings(lite_weights, levels=1)
 
 
+def test_engines_of_one_blend_are_one_curve(artifacts: list[Artifact], lite_weights: Path) -> None:
+    _, exported = artifacts
+    blends = [
+        replace(exported, model="dni", sha256=f"{alpha}", model_kwargs={"alpha": alpha}, precision=precision)
+        for precision in (Precision.FP32, Precision.INT8)
+        for alpha in (1.0, 0.0)
+    ]
+    groups = contest_levels._with_control([Contestant(one, "cpu") for one in (exported, *blends[:3])])
+    assert [[one.artifact.sha256 for one in group] for group in groups] == [[exported.sha256], ["0.0", "1.0"]]
+
+
 def test_exports_of_earlier_stages_are_left_out(artifacts: list[Artifact]) -> None:
     _, early = artifacts
     late = replace(early, stages=("teacher", "prune"), sha256="late")

@@ -15,9 +15,12 @@ from benchmarks.cli import main
 from benchmarks.level_chart import IDLE
 from benchmarks.levels import measure_levels, write_levels
 from benchmarks.metrics import psnr
-from models.artifact import Artifact, load_network, save_network
+from export import get_target
+from export.blending import blended
+from models.artifact import Artifact, load_network, save_network, save_tensors
 from models.errors import UnsupportedError, UsageError
 from models.registry import create_model, get_task
+from models.spec import Precision
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +84,47 @@ def test_what_has_no_level_is_refused(denoiser: Artifact, tiny_student: Artifact
         measure_levels([tiny_student], torch.rand(1, 3, 64, 64))
     with pytest.raises(UsageError, match="levels: expected one task"):
         measure_levels([denoiser, tiny_student], torch.rand(1, 3, 64, 64))
+
+
+@pytest.fixture(scope="module")
+def both_ends(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A tiny DNI as training leaves it: half way, its ends beside it."""
+    torch.manual_seed(1)
+    kwargs, folder = {"width": 8, "depth": 1}, tmp_path_factory.mktemp("dni")
+    note = {name: f"{name}.safetensors" for name in ("start", "end")}
+    for file in note.values():
+        save_tensors(create_model("dni", **kwargs).state_dict(), folder / file)
+    net = create_model("dni", **kwargs)
+    how = {"model": "dni", "task": "denoise", "model_kwargs": {**kwargs, "alpha": 0.5}}
+    artifact = save_network(net, folder / "dni.safetensors", **how, metadata={"blend": note})
+    half = load_network(blended(artifact, {"alpha": 0.5}, folder / "half.onnx"))
+    return save_network(half, folder / "dni.safetensors", **how, metadata={"blend": note})
+
+
+def test_a_set_of_engines_is_one_curve_each_level_by_the_nearest(both_ends: Artifact, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    rgb, engines = torch.rand(1, 3, 64, 64), []
+    for alpha in (1.0, 0.0, 0.25):
+        path = tmp_path / f"{alpha:g}.onnx"
+        plain = blended(both_ends, {"alpha": alpha}, path)
+        engines.append(get_target("onnx").load().export(plain, path, precision=Precision.FP32, input_size=(64, 64)))
+    _, before, after = measure_levels([both_ends, *engines], rgb, count=5, threads=1)
+    assert (before.name, after.name) == ("dni.safetensors", "0.onnx to 1.onnx: 3 engines")
+    assert before.levels == (0.0, 0.25, 0.5, 0.75, 1.0)
+    alone = [measure_levels([engine], rgb, count=5, threads=1)[1] for engine in engines]
+    nearest = (1, 2, 2, 0, 0)  # places in ``engines``
+    assert after.psnr_db == tuple(alone[index].psnr_db[place] for place, index in enumerate(nearest))
+    for place in (0, 1, 4):  # where there is an engine of this very level, it is what PyTorch blends
+        assert after.psnr_db[place] == pytest.approx(before.psnr_db[place], abs=1e-3)
+    assert before.detour is not None
+    assert alone[0].detour is None  # one engine does not move
+
+
+def test_without_a_ground_truth_a_teacher_can_be_compared_with(tmp_path: Path) -> None:
+    kwargs = {"width": 4}
+    style = save_network(
+        create_model("adain", **kwargs), tmp_path / "a.safetensors", model="adain", task="style", model_kwargs=kwargs
+    )
+    rgb = torch.rand(1, 3, 64, 64)
+    assert None not in measure_levels([style], rgb, count=2)[1].psnr_db
+    assert measure_levels([style], rgb, count=2, teacher=style)[1].psnr_db == (None, None)  # the same pictures
