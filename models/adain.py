@@ -16,7 +16,9 @@ Source: Huang and Belongie 2017; names and shapes of naoto0804/pytorch-AdaIN (``
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +33,8 @@ _TAPS = (3, 10, 17, 30)  # relu1_1, relu2_1, relu3_1, relu4_1
 #: Channels of the convolutions in units of ``width``; 0 halves or doubles the resolution.
 _ENCODER = (1, 1, 0, 2, 2, 0, 4, 4, 4, 4, 0, 8)
 _DECODER = (4, 0, 4, 4, 4, 2, 0, 2, 1, 0, 1)
+#: What the authors' files are called -> our part of the network.
+_PUBLISHED = {"vgg_normalised": "encoder", "vgg": "encoder"}
 _CONTENT_WEIGHT, _STYLE_WEIGHT, _REPRODUCTION_WEIGHT = 1.0, 3.0, 20.0
 
 
@@ -152,6 +156,25 @@ class AdaIN(nn.Module):
         self.style_mean.copy_(mean)
         self.style_deviation.copy_(deviation)
         return self
+
+    def convert_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename what the authors publish, a folder with ``vgg_normalised.pth`` and ``decoder.pth``.
+
+        Layers of VGG behind relu4_1 are left out. Where no style is stored, the built-in one is baked.
+        """
+        renamed = {}
+        for key, value in state.items():
+            part, _, rest = key.partition(".")
+            index, part = rest.partition(".")[0], _PUBLISHED.get(part, part)
+            if part != "encoder" or not index.isdigit() or int(index) <= _TAPS[-1]:
+                renamed[f"{part}.{rest}" if rest else part] = value
+        own = {key: value.shape for key, value in self.state_dict().items() if key.startswith("encoder.")}
+        if "style_mean" not in renamed and all(key in renamed and renamed[key].shape == own[key] for key in own):
+            net = copy.deepcopy(self)
+            net.encoder.load_state_dict({key.partition(".")[2]: renamed[key].float() for key in own})
+            made, _ = net.finished()
+            renamed.update({"style_mean": made.style_mean, "style_deviation": made.style_deviation})
+        return renamed
 
     def finished(self) -> tuple[AdaIN, dict[str, Any]]:
         """Return the network with the built-in style baked in, as training saves it."""

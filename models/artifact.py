@@ -272,7 +272,7 @@ def _own_state(net: nn.Module, state: dict[str, Tensor], path: Path) -> dict[str
     own = {name for name in net.state_dict() if not name.endswith("num_batches_tracked")}
     convert = getattr(net, "convert_state", None)
     if convert is not None and own != {name for name in state if not name.endswith("num_batches_tracked")}:
-        return dict(convert(state))
+        state = dict(convert(state))
     if not own or own <= state.keys():
         return state
     one = min(own)

@@ -144,11 +144,17 @@ def read_cube(path: str | Path) -> Cube:
         DataError: Missing, or damaged; the text names the line.
     """
     path = Path(path)
+    fix = "pass a text file with LUT_1D_SIZE or LUT_3D_SIZE"
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "pass a text file with LUT_1D_SIZE or LUT_3D_SIZE"
+        content = path.read_bytes()
+    except OSError as error:
         raise DataError(explain(f"{path}", expected="a .cube file", got=error, fix=fix)) from error
+    if b"\0" in content:
+        raise DataError(explain(f"{path}", expected="a .cube file", got="a binary file", fix=fix))
+    try:
+        lines = [line.decode("utf-8-sig") for line in content.splitlines()]
+    except UnicodeDecodeError:
+        lines = [line.decode("latin-1") for line in content.splitlines()]  # titles and comments; numbers are ASCII
     return _Reader(path).read(lines)
 
 
@@ -192,7 +198,8 @@ class _Reader:
     def _keyword(self, number: int, words: list[str], text: str) -> None:
         key = words[0].upper()
         if key == "TITLE":
-            self.title = text.strip()[len("TITLE") :].strip().strip('"')
+            title = text.strip()[len("TITLE") :].strip()
+            self.title = title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title
         elif key in _SIZES:
             low, high = _SIZES[key]
             if self.kind:
@@ -243,10 +250,10 @@ def write_cube(cube: Cube, path: str | Path) -> None:
     if not bool(torch.isfinite(cube.table).all()):
         raise ConfigError(explain("look-up table", expected="finite values", got="NaN or infinity", fix="fit it again"))
     kind = "LUT_1D_SIZE" if cube.table.ndim == 2 else "LUT_3D_SIZE"
-    lines = [f'TITLE "{cube.title}"'] if cube.title else []
+    lines = [f'TITLE "{" ".join(cube.title.split())}"'] if cube.title else []
     lines.append(f"{kind} {cube.size}")
     for name, values in zip(_DOMAINS, (cube.domain_min, cube.domain_max), strict=True):
-        lines.append(f"{name} " + " ".join(f"{value:g}" for value in values))
+        lines.append(f"{name} " + " ".join(f"{value:.9g}" for value in values))
     lines += [" ".join(f"{value:.6f}" for value in row) for row in cube.table.flatten(1).T.tolist()]
     temporary = path.with_name(path.name + ".part")
     try:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from models.adain import adain, pattern, statistics
+from models.artifact import load_network, save_network
 from models.controls import pack
-from models.registry import get_task
+from models.registry import create_model, get_task
 
 RECORDED = Path(__file__).parent / "state_dicts" / "adain.json"
 
@@ -19,6 +20,30 @@ def test_names_and_shapes_are_the_published_ones() -> None:
     with torch.device("meta"):
         net = adain(**content["kwargs"])
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == content["tensors"]
+
+
+def test_the_two_published_files_load_from_one_folder(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = adain(4)
+    beyond = {"31.weight": torch.rand(1), "50.bias": torch.rand(1)}  # VGG goes on to relu5_4
+    torch.save({**net.encoder.state_dict(), **beyond}, tmp_path / "vgg_normalised.pth")
+    torch.save(net.decoder.state_dict(), tmp_path / "decoder.pth")
+    loaded = create_model("adain", weights=tmp_path, width=4)
+    photo = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        want = net.finished()[0](photo, torch.ones(1))  # the built-in style, seen by the published encoder
+        torch.testing.assert_close(loaded(photo, torch.ones(1)), want)
+
+
+def test_a_style_of_ones_own_is_baked_and_saved(tmp_path: Path) -> None:
+    net, photo = adain(4).eval(), torch.rand(1, 3, 16, 16)
+    painting = torch.rand(1, 3, 32, 32)
+    path = tmp_path / "own.safetensors"
+    save_network(net.bake(painting), path, model="adain", task="style", model_kwargs={"width": 4})
+    with torch.inference_mode():
+        again = load_network(path)(photo, torch.ones(1))
+        torch.testing.assert_close(again, net(photo, torch.ones(1)))
+        assert not torch.allclose(again, net.finished()[0](photo, torch.ones(1)), atol=1e-4)
 
 
 def test_statistics_are_those_of_torch() -> None:

@@ -45,6 +45,37 @@ def test_three_dimensional_file(tmp_path: Path, interpolation: str) -> None:
     torch.testing.assert_close(cube.apply(_pixel(0.9, 0.3, 0.2), interpolation=interpolation), _pixel(0.2, 0.3, 0.9))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        CORNERS.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + CORNERS.encode(),
+        CORNERS.replace("written", "Fa\u00e7on\u0085 written").encode("latin-1"),
+        CORNERS.replace(" ", "\t").replace("\tred\tand\tblue", " red and blue").replace("LUT_3D", "lut_3d").encode(),
+        CORNERS.replace("0 0 1\n", "  -0.0 +0e-5 1.00000 \n\n# in between\n").encode() + b"\n\n",
+        CORNERS.replace("LUT_3D_SIZE 2", "LUT_3D_SIZE 2\nLUT_3D_INPUT_RANGE 0.0 1.0").encode(),
+    ],
+    ids=["crlf", "bom", "latin-1", "tabs", "spaces", "input range"],
+)
+def test_files_as_other_programs_write_them(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "hand.cube").write_bytes(content)
+    cube = read_cube(tmp_path / "hand.cube")
+    torch.testing.assert_close(cube.table, read_cube(_file(tmp_path, CORNERS)).table)
+    assert cube.title.casefold().startswith("swap")
+
+
+@pytest.mark.parametrize("title", ["", "plain", 'the "warm" one', "two\nlines"])
+def test_titles_and_domains_come_back(tmp_path: Path, title: str) -> None:
+    cube = Cube(identity_3d(2), title, (-0.1234567, 0.0, 0.0), (1.0, 1.0, 65504.25))
+    write_cube(cube, tmp_path / "a.cube")
+    back = read_cube(tmp_path / "a.cube")
+    assert (back.title, back.domain_min, back.domain_max) == (
+        title.replace("\n", " "),
+        cube.domain_min,
+        cube.domain_max,
+    )
+
+
 def test_one_dimensional_file_with_a_domain(tmp_path: Path) -> None:
     cube = read_cube(_file(tmp_path, CURVES))
     # red: domain 0..2, so 1.5 is node 1.5; green: 0.25 is node 0.5; blue: falls from 1 to 0, above the domain
