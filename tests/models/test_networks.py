@@ -80,6 +80,17 @@ def test_an_unknown_form_is_refused(name: str) -> None:
         load_object(MODELS[name].factory)(form="mask")
 
 
+def test_the_baseline_of_colorization_halves_three_times() -> None:
+    net, sides = load_object("models.unet:unet")(width=4).eval(), []
+    for name, layer in net.named_children():
+        if name.startswith("down"):
+            layer.register_forward_hook(lambda _, given, out: sides.append((given[0].shape[2], out.shape[2])))
+    with torch.inference_mode():
+        assert net(torch.rand(1, 1, 32, 40)).shape == (1, 2, 32, 40)
+    assert sides == [(32, 16), (16, 8), (8, 4)]
+    assert MODELS["unet"].size.multiple_of == 8
+
+
 def test_sizes_of_networks_are_checked() -> None:
     with pytest.raises(ConfigError, match="levels of pix2pix: expected 5 or more, got 4; fix: use for example 7"):
         load_object("models.pix2pix:pix2pix")(levels=4)

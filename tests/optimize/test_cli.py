@@ -202,7 +202,13 @@ def test_list_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)
     assert list(tables) == ["models", "tasks", "stages", "targets", "metrics"]
-    assert {"resnet18_unet", "chroma_unet"} <= set(tables["models"])
+    networks = (
+        "unet resnet18_unet nafnet_w32 unet_convnext unet_efficientnet_b4 restormer_lite hdrnet scunet swinir pix2pix "
+        "sid_unet adafm ftn dni adain latent_balancer"
+    )
+    assert {*networks.split(), "chroma_unet"} <= set(tables["models"])
+    tasks = "colorize overlay low_light denoise style balance image"
+    assert {*tasks.split()} <= set(tables["tasks"])
     assert tables["stages"] == ["train", "distill", "prune", "quantize"]
     assert tables["targets"] == ["onnx", "openvino", "tensorrt", "coreml"]
     assert {"lpips", "psnr", "ssim"} <= set(tables["metrics"])
