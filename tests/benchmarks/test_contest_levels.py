@@ -81,7 +81,7 @@ def test_the_chart_is_in_every_file_of_the_report(result: Benchmark, tmp_path: P
     content = json.loads((tmp_path / "report.json").read_text())["levels"]
     assert len(content["curves"]) == 3
     page, text, svg = ((tmp_path / name).read_text() for name in ("index.html", "report.md", "levels.svg"))
-    assert svg.count("<polyline") == 6
+    assert svg.count("<polyline") == 8  # three curves in two panels, and what the export changed in two more
     assert svg in page
     assert "![PSNR and LPIPS against level](levels.svg)" in text
     first = next(
