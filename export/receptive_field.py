@@ -89,15 +89,18 @@ def _rings(influence: Tensor, centre: int) -> Tensor:
 def field_of(artifact: Artifact) -> ReceptiveField | None:
     """Measure the receptive field of a ``torch`` artifact on the largest of ``_SIDES`` that fits into memory.
 
-    None likewise where not even the smallest does.
+    None likewise where not even the smallest does, and where the network does not run at these sizes.
     """
     spec = get_spec(artifact.model, task=artifact.task)
     net = load_network(artifact).requires_grad_(False)
     sides = [spec.size.fit(side, side)[0] for side in _SIDES]
-    needed = _activations(net, spec.packed_channels, sides[-1])
-    for side in sides:
-        if needed * (side / sides[-1]) ** 2 <= _MOST_VALUES:
-            return receptive_field(net, spec.packed_channels, side, controls=len(spec.graph_controls))
+    try:
+        needed = _activations(net, spec.packed_channels, sides[-1])
+        for side in sides:
+            if needed * (side / sides[-1]) ** 2 <= _MOST_VALUES:
+                return receptive_field(net, spec.packed_channels, side, controls=len(spec.graph_controls))
+    except Exception:  # a network of one size alone: code of the user's may raise anything
+        return None
     return None
 
 
@@ -129,7 +132,8 @@ def describe(field: ReceptiveField | None, tiling: Tiling) -> dict[str, Any]:
     """Return a tiling and how it came about as JSON values: ``tile``, ``overlap``, ``receptive_field``, ``note``."""
     note = None
     if field is None:
-        note = "receptive field not measured: the gradient is zero, the output has another size, or memory is short"
+        why = "the gradient is zero, the output has another size, memory is short, or only other sizes run"
+        note = f"receptive field not measured: {why}"
     elif tiling.overlap < overlap_for(field):
         note = f"the tile is too small for the overlap of {overlap_for(field)} that the receptive field asks for"
     elif field.is_whole:

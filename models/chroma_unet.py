@@ -3,9 +3,9 @@
 One strided convolution brings the input to 1/``reduction`` of its size, a residual U-Net predicts the output there,
 and a bilinear resize inside of the graph brings it back: full-resolution layers are what a small network spends its
 time on (chroma carries little detail; the lightness comes from the photo itself). Pictures do carry it: ``image_unet``
-ends in a pixel shuffle in place of the resize, and may add what it predicts to its input. What was measured, in INT8 on
-two threads: 3x3 convolutions run at the arithmetic peak at any level, depthwise ones do not; joining a skip by addition
-costs half of concatenation; blocks belong to the coarse levels.
+ends in a pixel shuffle in place of the resize, may add what it predicts to its input, and may give a larger picture
+than it takes. What was measured, in INT8 on two threads: 3x3 convolutions run at the arithmetic peak at any level,
+depthwise ones do not; joining a skip by addition costs half of concatenation; blocks belong to the coarse levels.
 
 Channels are multiples of 16 by default, which fills a vector register in INT8.
 
@@ -54,6 +54,7 @@ class ChromaUNet(nn.Module):
         depths: Residual blocks of each level of the encoder.
         tail: ``bilinear`` resizes the output; ``shuffle`` predicts reduction^2 pixels at each place.
         residual: Add the input to the output; as many channels in as out.
+        upscale: Height and width of the output over those of the input.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ChromaUNet(nn.Module):
         depths: Sequence[int] = (0, 0, 1, 2),
         tail: Literal["bilinear", "shuffle"] = "bilinear",
         residual: bool = False,
+        upscale: int = 1,
     ) -> None:
         super().__init__()
         if reduction not in (1, 2, 4, 8):
@@ -78,7 +80,10 @@ class ChromaUNet(nn.Module):
         if residual and in_channels != out_channels:
             got, fix = f"{in_channels} in and {out_channels} out", "pass residual=False"
             raise ConfigError(explain("residual", expected="as many channels in as out", got=got, fix=fix))
-        self.reduction, self.tail, self.residual = reduction, tail, residual
+        if upscale < 1:
+            raise ConfigError(explain("upscale", expected="1 or more", got=upscale, fix="pass for example 2"))
+        self.reduction, self.tail, self.residual, self.upscale = reduction, tail, residual, upscale
+        self.growth = reduction * upscale
         stem = {"kernel_size": 2 * reduction, "padding": reduction // 2} if reduction > 1 else {"kernel_size": 3}
         self.stem = ConvNormAct(in_channels, widths[0], stride=reduction, **stem)
         self.encoder = nn.ModuleList()
@@ -95,14 +100,17 @@ class ChromaUNet(nn.Module):
                 nn.Sequential(nn.Conv2d(widths[level + 1], widths[level], 1, bias=False), nn.BatchNorm2d(widths[level]))
             )
             self.decoder.append(ConvNormAct(widths[level], widths[level]))
-        self.head = nn.Conv2d(widths[0], out_channels * (reduction**2 if tail == "shuffle" else 1), 3, 1, 1)
+        self.head = nn.Conv2d(widths[0], out_channels * (self.growth**2 if tail == "shuffle" else 1), 3, 1, 1)
         if residual:  # start near the input itself; with a tenth of the usual weights: measured, 2 to 5 dB
             with torch.no_grad():
                 self.head.weight.mul_(_RESIDUAL_START)
                 nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, input: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H, W); H and W multiples of reduction * 2^(levels - 1)."""
+        """(N, in_channels, H, W) -> (N, out_channels, upscale * H, upscale * W).
+
+        H and W are multiples of reduction * 2^(levels - 1).
+        """
         x = self.stem(input)
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.encoder):
@@ -115,11 +123,11 @@ class ChromaUNet(nn.Module):
             up = functional.interpolate(lateral(x), scale_factor=2.0, mode="nearest")
             x = decoder(functional.relu(up + skips.pop()))
         x = self.head(x)
-        if self.tail == "shuffle" and self.reduction > 1:
-            x = functional.pixel_shuffle(x, self.reduction)
+        if self.tail == "shuffle" and self.growth > 1:
+            x = functional.pixel_shuffle(x, self.growth)
         else:
-            x = upsample_bilinear(x, self.reduction)
-        return input + x if self.residual else x
+            x = upsample_bilinear(x, self.growth)
+        return upsample_bilinear(input, self.upscale) + x if self.residual else x
 
 
 def chroma_unet(
@@ -140,12 +148,21 @@ def image_unet(
     widths: Sequence[int] = (32, 64, 128),
     depths: Sequence[int] = (1, 1, 2),
     residual: bool | None = None,
+    upscale: int = 1,
 ) -> ChromaUNet:
     """Build the student of the task ``image`` with random weights: half resolution, pixel shuffle at the end.
 
-    ``residual`` None: the network predicts what to add to its input where the channels allow that.
+    ``residual`` None: the network predicts what to add to its input, enlarged ``upscale`` times, where the channels
+    allow that.
     """
     added = in_channels == out_channels if residual is None else residual
     return ChromaUNet(
-        in_channels, out_channels, reduction=reduction, widths=widths, depths=depths, tail="shuffle", residual=added
+        in_channels,
+        out_channels,
+        reduction=reduction,
+        widths=widths,
+        depths=depths,
+        tail="shuffle",
+        residual=added,
+        upscale=upscale,
     )

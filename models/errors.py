@@ -124,6 +124,12 @@ class QualityGateError(PareError):
     """An artifact lost more LPIPS than allowed."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what ``error`` says, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import ``module`` or raise MissingExtraError naming the extra that brings it."""
     try:

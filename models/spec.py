@@ -45,6 +45,11 @@ class TensorSpec:
         """Return the spec with the dimensions named in ``sides`` fixed: ``spec.at(N=1, H=256, W=256)``."""
         return replace(self, shape=tuple(_side(side, sides) for side in self.shape))
 
+    @property
+    def upscale(self) -> int:
+        """Height of this output over that of the input: 2 for ``"2H"``; 1 where the height is a fixed number."""
+        return int(self.at(H=1).shape[2]) if isinstance(self.shape[2], str) else 1
+
 
 def _side(side: int | str, known: Mapping[str, int]) -> int | str:
     """Return the length of ``"H"`` or ``"2H"`` where H is known, else what was given."""

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.errors import PareError, UnsupportedError, explain
+from models.errors import UnsupportedError, explain, first_line
 from models.layers import resize_to
 from optimize.channel_trace import ChannelTracer, flatten, trace_channels
 
@@ -82,9 +82,9 @@ def map_channels(net: nn.Module, inputs: Sequence[Tensor], *, ignore: Sequence[s
             other = trace_channels(net, inputs, outer_sites=stuck)
             if _prunable(other) > _prunable(tracer):
                 tracer = other
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # code of the user's may raise anything
         fix = "check the shape of the input that its task gives"
-        got = str(error).strip().splitlines()[0]
+        got = first_line(error)
         raise UnsupportedError(explain("tracing for pruning", expected="a forward pass", got=got, fix=fix)) from error
     groups, kept = _groups(tracer, ignore)
     awake = _awake(net)
@@ -97,8 +97,12 @@ def map_channels(net: nn.Module, inputs: Sequence[Tensor], *, ignore: Sequence[s
     for group in groups:
         if group.name in broken:
             kept.update(dict.fromkeys(group.producers, broken[group.name]))
+    state, covered = net.state_dict(keep_vars=True), _covered(groups, kept)
+    shared = {id(state[name]) for group in groups for name, _ in group.slots}
     for layer, module in net.named_modules():
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and layer not in _covered(groups, kept):
+        if not isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)):
+            continue
+        if layer not in covered and id(module.weight) not in shared:
             width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             missing = "does not run in a forward pass, or its weight comes from other layers"
             kept[layer] = "has one channel" if width == 1 else missing
@@ -291,7 +295,7 @@ def _problem(net: nn.Module, groups: Sequence[ChannelGroup], inputs: Sequence[Te
         removal = {group: [group.units // 2] for group in exact}
         small, masked = remove_channels(net, removal).eval(), mask_channels(net, removal).eval()
         answers, references = flatten(small(*inputs)), flatten(masked(*inputs))
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, PareError) as error:
+    except Exception as error:  # code of the user's may raise anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return f"the network does not run without one of its channels: {lines[-1].strip()}"
     for answer, reference in zip(answers, references, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -54,7 +54,8 @@ def score(
         judge: Any = GroupMagnitudeImportance(p=2, normalizer=unscaled)
         if importance == "bn_scale":
             judge = BNScaleImportance(normalizer=unscaled)
-        scores = {group: _judge(judge, net, group) for group in groups}
+        squares = {name: value.detach() ** 2 for name, value in net.named_parameters()}
+        scores = {group: _judge(judge, net, group, squares if importance == "magnitude" else {}) for group in groups}
     known = {group: value for group, value in scores.items() if value is not None}
     if importance != "taylor":
         known = {group: value / value.sum().clamp_min(1e-12) for group, value in known.items()}
@@ -82,8 +83,10 @@ def _taylor(net: nn.Module, groups: Sequence[ChannelGroup], losses: Sequence[Los
             loss(net).backward()
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        pairs = ((name, value, value.grad) for name, value in net.named_parameters())
+        slopes = {name: (value * slope).detach().abs() for name, value, slope in pairs if slope is not None}
         for group in groups:
-            value = _judge(judge, net, group)
+            value = _judge(judge, net, group, slopes)
             total[group] = value if total[group] is None or value is None else total[group] + value
     net.zero_grad(set_to_none=True)
     for parameter, flag in zip(net.parameters(), flags, strict=True):
@@ -92,8 +95,11 @@ def _taylor(net: nn.Module, groups: Sequence[ChannelGroup], losses: Sequence[Los
     return total
 
 
-def _judge(judge: Any, net: nn.Module, group: ChannelGroup) -> Tensor | None:
-    """Hand a group to torch-pruning in its own form, with unit numbers in the place of root indices."""
+def _judge(judge: Any, net: nn.Module, group: ChannelGroup, matters: Mapping[str, Tensor]) -> Tensor | None:
+    """Hand a group to torch-pruning in its own form, with unit numbers in the place of root indices.
+
+    A group of bare parameters alone, which torch-pruning does not know, scores by what of them ``matters``.
+    """
     from torch_pruning._helpers import GroupItem
     from torch_pruning.dependency import Dependency, Group, Node
 
@@ -108,11 +114,22 @@ def _judge(judge: Any, net: nn.Module, group: ChannelGroup) -> Tensor | None:
         item.root_idxs = units[indices].tolist()
         made._group.append(item)
     if not len(made):
-        return None
+        return _judge_parameters(group, matters)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = judge(made)
     return None if result is None else result[: group.units].float().cpu()
+
+
+def _judge_parameters(group: ChannelGroup, matters: Mapping[str, Tensor]) -> Tensor | None:
+    """Return for each unit the sum of what ``matters`` of a parameter (by name), the mean of all parameters of it."""
+    sums = []
+    for (name, dim), units in group.slots.items():
+        if name in matters:
+            held = np.flatnonzero(units >= 0)
+            each = matters[name].float().cpu().transpose(0, dim).flatten(1).sum(1)[held]
+            sums.append(torch.zeros(group.units).index_add_(0, torch.from_numpy(units[held]), each))
+    return torch.stack(sums).mean(0) if sums else None
 
 
 def _pruning_function(net: nn.Module, slot: Slot) -> Any:
@@ -179,8 +196,9 @@ class LayerCosts:
         return result
 
     def speedup(self, removal: Removal) -> float:
-        """Return how many times faster the network should be without the units of ``removal``."""
-        return sum(self._whole.values()) / sum(self.layer_ms(removal).values())
+        """Return how many times faster the network should be without the units of ``removal``; 1 without layers."""
+        left = sum(self.layer_ms(removal).values())
+        return sum(self._whole.values()) / left if left else 1.0
 
     def unit_ms(self, group: ChannelGroup) -> float:
         """Return about how many ms one unit of a group costs in all the layers that hold it."""

@@ -55,6 +55,7 @@ def _grouped(
     if per_in == 1:
         own = kernel[0]
         if not isinstance(own, np.ndarray):
+            tracer.freeze(followed, "meets a filter whose channels are fixed")
             return None
         if transposed:
             tracer.tie(followed, own, size=channels)

@@ -118,9 +118,9 @@ class ChannelTracer(TorchDispatchMode):
         self._labels: dict[int, Labels] = {}
         self._alive: list[Tensor] = []
         self._names: dict[int, str] = {}
-        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-            if tensor.is_floating_point():
-                self._names[id(tensor)] = name
+        for name, tensor in net.state_dict(keep_vars=True).items():  # a buffer that is not saved cannot be resized
+            if isinstance(tensor, Tensor) and tensor.is_floating_point():
+                self._names.setdefault(id(tensor), name)
                 self._alive.append(tensor)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from models.dni import load_at_levels
 from models.errors import ConfigError, UnsupportedError, explain
 from models.registry import WEIGHTS, create_model, get_spec, get_task, load_object
 from optimize.config import to_plain
+from optimize.crop_sizes import fitting
 from optimize.data import to_float
 from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
 from optimize.loop import Fit, FitConfig, Phase, run_fit
@@ -199,6 +200,7 @@ def distill_network(
         The averaged network in eval mode, and a JSON-ready account (runtime of the teacher, seconds, steps).
     """
     task = get_task(teacher.task)
+    config = replace(config, fit=fitting(config.fit, teacher, student, data))
     answers = {size: _answers(teacher, config, data, size, out) for size in {p.size for p in config.fit.phases}}
     some = next(iter(answers.values()))
     matched = feature if config.feature_weight and config.loss == "regression" and some.feature_channels else None
@@ -253,10 +255,13 @@ def start_student(
 
 
 def _student_kwargs(config: DistillConfig, row: ModelSpec) -> dict[str, Any]:
-    """Return the arguments of the student's factory, the channels of the task among them where it takes them."""
+    """Return the arguments of the student's factory, the tensors of the task among them where it takes them."""
     known = inspect.signature(load_object(row.factory)).parameters
-    channels = {"in_channels": row.packed_channels, "out_channels": row.outputs[0].shape[1]}
-    return {**{key: value for key, value in channels.items() if key in known}, **config.student_kwargs}
+    made = row.outputs[0]
+    tensors = {"in_channels": row.packed_channels, "out_channels": made.shape[1]}
+    if made.upscale > 1:
+        tensors["upscale"] = made.upscale
+    return {**{key: value for key, value in tensors.items() if key in known}, **config.student_kwargs}
 
 
 def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, out: Path) -> Artifact:

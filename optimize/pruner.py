@@ -116,15 +116,17 @@ def example_inputs(spec: ModelSpec, size: tuple[int, int], *, batch: int = 1) ->
     return inputs
 
 
-def analyse(net: nn.Module, spec: ModelSpec, config: PruneConfig) -> ChannelMap:
-    """Find what can be pruned, at the smallest size that the network runs at.
+def analyse(
+    net: nn.Module, spec: ModelSpec, config: PruneConfig, *, input_size: tuple[int, int] | None = None
+) -> ChannelMap:
+    """Find what can be pruned, at the smallest size that the network runs at; the last one tried is ``input_size``.
 
     Raises:
         UnsupportedError: Nothing can be pruned (each layer is named with its reason), or the network does not run.
     """
     trouble: UnsupportedError | None = None
-    for side in _TRACE_SIZES:
-        size = spec.size.fit(side, side)
+    sizes = [spec.size.fit(side, side) for side in _TRACE_SIZES]
+    for size in (*sizes, *([] if input_size is None else [input_size])):
         try:
             channels = map_channels(net, example_inputs(spec, size), ignore=config.ignore)
             break
@@ -146,7 +148,7 @@ def prepare(
     net: nn.Module, spec: ModelSpec, config: PruneConfig, *, input_size: tuple[int, int], losses: Sequence[Loss] = ()
 ) -> Pruner:
     """Trace, score and weigh the channels of ``net``; what ``importance`` cannot judge is kept, with the reason."""
-    channels = analyse(net, spec, config)
+    channels = analyse(net, spec, config, input_size=input_size)
     scores, unscored = score(net, channels.groups, config.importance, losses=losses)
     kept = {**channels.kept, **unscored}
     costs = LayerCosts(net, example_inputs(spec, input_size))

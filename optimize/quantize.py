@@ -180,6 +180,7 @@ def _scorers(
     simulation: SimulatedInt8, task: Task, artifact: Artifact, config: QuantizeConfig, data: StageContext
 ) -> tuple[Scorer, Scorer]:
     """Return one scorer on all evaluation photos at full size, and one on a few small ones."""
+    from optimize.crop_sizes import refusal
     from optimize.sensitivity import Scorer
 
     rgb = _crops(data, task.photo_size(data.input_size))
@@ -188,7 +189,10 @@ def _scorers(
     size = data.input_size
     if scale < 1:
         height, width = (max(1, round(side * scale)) for side in data.input_size)
-        size = get_spec(artifact.model, task=artifact.task).size.fit(height, width)
+        spec = get_spec(artifact.model, task=artifact.task)
+        smaller = spec.size.fit(height, width)
+        sample = task.inputs_of(_crops(data, task.photo_size(smaller), limit=1))
+        size = data.input_size if refusal(simulation, sample, spec.outputs[0]) else smaller
     return full, replace(full, rgb=_crops(data, task.photo_size(size), limit=config.sensitivity_photos))
 
 

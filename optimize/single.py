@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import Artifact, write_json
-from models.errors import UsageError, explain
+from models.errors import PareError, UnsupportedError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import MODELS, WEIGHTS
 from optimize.pipeline import stage_defaults
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space
-from optimize.sources import check_device, check_size, make_context, open_recipe_photos, open_teacher, recipe_task
-from optimize.steps import is_main_process, run_stage, stage_fingerprint, wait_for_all
+from optimize.sources import (
+    check_device,
+    check_input,
+    check_size,
+    make_context,
+    open_recipe_photos,
+    open_teacher,
+    recipe_task,
+)
+from optimize.steps import is_main_process, run_stage, stage_fingerprint, unforeseen, wait_for_all
 
 if TYPE_CHECKING:
     from optimize.stage import StageContext
@@ -89,10 +97,17 @@ def _run(
     parent = given or context.teacher
     if parent is not None:
         check_size(parent, recipe.input_size)
+        check_input(parent, context.eval, recipe.input_size)
     elif recipe.teacher.weights is not None:
         parent = open_teacher(recipe.teacher, root / "teacher")
     folder = StageFolder(root, name, stage_fingerprint(name, config, parent, context), entries=_RESULTS)
-    record, result, ran = run_stage(name, config, parent, context, folder)
+    try:
+        record, result, ran = run_stage(name, config, parent, context, folder)
+    except PareError:
+        raise
+    except Exception as error:  # code of the user's, and libraries, may raise anything
+        expected, fix = "a network that it can work on", "set PARE_DEBUG=1 to see where"
+        raise UnsupportedError(explain(f"stage {name}", expected=expected, got=unforeseen(error), fix=fix)) from error
     return {
         "stage": name,
         "artifact": str(result.path),

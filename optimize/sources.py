@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.artifact import Artifact, load_network, read_tensors, save_network, sha256_of, sidecar_of
-from models.errors import ConfigError, DataError, InputSizeError, PareError, UnsupportedError, UsageError, explain
+from models.errors import (
+    ConfigError,
+    DataError,
+    InputSizeError,
+    PareError,
+    UnsupportedError,
+    UsageError,
+    explain,
+    first_line,
+)
 from models.paired_photos import open_for
 from models.photos import PhotoSet, centre_crop, embedded_photos, to_batch
 from models.progress import NULL_PROGRESS, Progress
@@ -177,14 +186,24 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
             answer = load_network(artifact)(torch.zeros(given))
     except PareError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        got: object = str(error).splitlines()[0]
+    except Exception as error:  # code of the user's may raise anything
+        got: object = first_line(error)
     else:
         got = tuple(answer.shape) if isinstance(answer, torch.Tensor) else _several(answer, artifact.model)
     if got != want:
         what = f"{artifact.model} on input {given}"
-        fix = "pass another --input-size, or the --task whose tensors this network takes and gives"
+        fix = _way_out(got, want, height)
         raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
+
+
+def _way_out(got: object, want: tuple[int | str, ...], height: int) -> str:
+    """Say what to do about a network that answers an input of ``height`` with ``got``."""
+    if isinstance(got, str) and "required positional argument" in got:
+        return "write a small module around it whose forward takes one tensor"
+    if isinstance(got, tuple) and len(got) == 4 and got[:2] == want[:2] and got[2] % height == 0:
+        sides = ", ".join(f'"{got[2] // height}{side}"' for side in "HW")
+        return f'pass a --task of your own that says so in its outputs: ("N", {want[1]}, {sides})'
+    return "pass another --input-size, or the --task whose tensors this network takes and gives"
 
 
 def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int]) -> None:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 _GO_ON = (QualityGateError, OutOfReachError, MissingExtraError)
 #: What a stage cannot do with this network: the run goes on only where it was told to.
 _CANNOT = (UnsupportedError, ExportError, ParityError)
-_RAISED = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -174,10 +173,8 @@ def run_judged_stage(
         return _failed(folder, name, str(error), data)
     except PareError:
         raise
-    except _RAISED as error:
-        if os.environ.get("PARE_DEBUG"):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+    except Exception as error:  # code of the user's, and libraries, may raise anything
+        text = unforeseen(error)
         if not keep_going:
             raise UnsupportedError(_stopped(name, text)) from error
         return _failed(folder, name, text, data)
@@ -188,6 +185,13 @@ def run_judged_stage(
     record = folder.write(replace(record, accepted=reason is None, reason=reason))
     data.progress.note(describe(record, teacher_scores))
     return StageResult(record, result, ran)
+
+
+def unforeseen(error: Exception) -> str:
+    """Return in a line what code of the user's or a library raised; with ``PARE_DEBUG`` set it is raised again."""
+    if os.environ.get("PARE_DEBUG"):
+        raise error
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def measured_scores(artifact: Artifact, judge: StageJudge) -> dict[str, Any]:

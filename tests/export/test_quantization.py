@@ -277,6 +277,33 @@ def test_openvino_computes_on_integers(tmp_path: Path, graph: Any, nodes: dict[s
     assert integer_layers([head]) == len(nodes) - 1
 
 
+def test_what_goes_into_a_norm_is_not_rounded(tmp_path: Path) -> None:
+    import openvino
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    steps = [
+        helper.make_node("Conv", ["x", "first.weight"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        helper.make_node("InstanceNormalization", ["a", "scale", "shift"], ["b"], name="norm"),
+        helper.make_node("Conv", ["b", "last.weight"], ["y"], name="last", pads=[1, 1, 1, 1]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 16, 16]) for name in "xy"]
+    values = {f"{name}.weight": rng.standard_normal((8, 8, 3, 3)) for name in ("first", "last")}
+    values.update(scale=np.ones(8), shift=np.zeros(8))
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
+    parts = helper.make_graph(steps, "g", ends[:1], ends[1:], constants)
+    normed = helper.make_model(parts, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    save_tensors({"input": torch.rand(2, 8, 16, 16)}, path := tmp_path / "calibration.safetensors")
+    made = Quantization(calibration=path, samples=2)
+    with quiet():
+        model = openvino.convert_model(io.BytesIO(normed.SerializeToString()))
+        lowered = lower_nncf(model, normed, made, {"first": "first", "last": "last"}, [])
+    operations = [op for op in lowered.get_ordered_ops() if op.inputs()]
+    read = {op.get_type_name(): op.input_value(0).get_node().get_type_name() for op in operations}
+    assert read["MVN"] != "FakeQuantize"
+    assert read["Convolution"] == "FakeQuantize"
+
+
 def test_an_nncf_preset_that_does_not_exist(tmp_path: Path) -> None:
     import onnx
 

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from export.receptive_field import ReceptiveField, describe, overlap_for, receptive_field
+from export.receptive_field import ReceptiveField, describe, field_of, overlap_for, receptive_field
 from export.tiling import Tiling, choose_tiling, fades, measure_seams, run_tiled, starts
+from models.artifact import save_network
 from models.errors import ConfigError, ExportError
+from models.registry import create_model
 from models.spec import SizeRequirements
+
+ONE_SIZE = """
+from torch import nn
+
+
+class OneSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        assert x.shape[2] == 96
+        return self.conv(x)
+"""
 
 
 def local_net(depth: int = 3) -> nn.Module:
@@ -134,6 +151,13 @@ def test_global_networks_and_untrained_heads() -> None:
     net = local_net()
     nn.init.zeros_(net[-1].weight)
     assert receptive_field(net, 3, 32) is None
+
+
+def test_a_network_of_one_size_has_no_field(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE_SIZE, encoding="utf-8")
+    model = f"{tmp_path / 'one.py'}:OneSize"
+    net = create_model(model, task="image")
+    assert field_of(save_network(net, tmp_path / "one.safetensors", model=model, task="image")) is None
 
 
 def test_the_overlap_comes_from_the_field() -> None:

@@ -365,7 +365,10 @@ def test_full_disk_ends_the_run_with_a_clear_text(bench: Bench, recipe: Recipe, 
         run_pipeline(recipe, tmp_path / "run")
 
 
-@pytest.mark.parametrize("error", [UnsupportedError("no channels to prune"), RuntimeError("index 3 is\nout of bounds")])
+@pytest.mark.parametrize(
+    "error",
+    [UnsupportedError("no channels to prune"), RuntimeError("index 3 is\nout of bounds"), LookupError("an odd error")],
+)
 def test_stage_that_cannot_be_done_is_left_out(bench: Bench, recipe: Recipe, tmp_path: Path, error: Exception) -> None:
     def fail(out: Path) -> None:
         raise error

@@ -12,6 +12,8 @@ from torch.nn import functional
 import models
 from models.errors import UnsupportedError
 from optimize.channel_groups import map_channels, mask_channels, remove_channels, widths
+from optimize.prune import PruneConfig
+from optimize.pruner import analyse, prepare
 
 
 class Net(nn.Module):
@@ -295,6 +297,36 @@ def test_an_operation_that_mixes_channels_in_secret_is_found_by_the_numbers() ->
     assert channels.kept["a"] == "removing a channel changes what the others compute"
 
 
+def test_a_buffer_that_is_not_saved_keeps_the_channels_that_it_meets() -> None:
+    """It cannot be resized when the network is loaded again."""
+    net = Net(
+        lambda m, x: m.d(functional.conv2d(m.b(m.a(x)), m.blur, groups=8)), a=conv(3, 8), b=conv(8, 8), d=conv(8, 3)
+    )
+    net.register_buffer("blur", torch.full((8, 1, 3, 3), 1 / 9), persistent=False)
+    channels = map_channels(net.eval(), [torch.rand(1, 3, 16, 16)])
+    assert [group.name for group in channels.groups] == ["a"]
+    assert channels.kept["b"] == "meets a filter whose channels are fixed (in the network)"
+
+
+def test_weights_that_two_layers_share_are_pruned_once() -> None:
+    net = Net(
+        lambda m, x: m.d(m.up(m.down(m.a(x)).relu())),
+        a=conv(3, 8),
+        down=conv(8, 16, 2, stride=2, bias=False),
+        up=nn.ConvTranspose2d(16, 8, 2, 2, bias=False),
+        d=conv(8, 3),
+    )
+    net.up.weight = net.down.weight
+    x = torch.rand(1, 3, 16, 16)
+    channels = map_channels(net.eval(), [x])
+    assert {group.name: group.units for group in channels.groups} == {"a": 8, "down": 16}
+    assert dict(channels.kept) == {"d": "is the network's output"}
+    removal = {group: [0, 3] for group in channels.groups}
+    small = remove_channels(net, removal)
+    assert small.up.weight.shape == (14, 6, 2, 2)
+    torch.testing.assert_close(small(x), mask_channels(net, removal)(x), rtol=0, atol=1e-6)
+
+
 def test_ignored_layers_keep_their_channels() -> None:
     net = nn.Sequential(conv(3, 8), conv(8, 8), nn.Sequential(conv(8, 8), conv(8, 8)), conv(8, 3)).eval()
     channels = map_channels(net, [torch.rand(1, 3, 8, 8)], ignore=["0", "2"])
@@ -316,3 +348,21 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_a_network_that_does_not_run_on_the_input_is_refused() -> None:
     with pytest.raises(UnsupportedError, match=r"tracing for pruning: expected a forward pass, got .*; fix: check the"):
         map_channels(conv(4, 8), [torch.rand(1, 3, 8, 8)])
+
+    def picky(net: nn.Module, x: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    with pytest.raises(UnsupportedError, match="tracing for pruning: expected a forward pass, got ZeroDivisionError;"):
+        map_channels(Net(picky, a=conv(3, 8)), [torch.rand(1, 3, 8, 8)])
+
+
+def test_a_network_of_one_size_is_traced_at_that() -> None:
+    def picky(net: nn.Module, x: Tensor) -> Tensor:
+        assert x.shape[2:] == (48, 96)
+        return net.b(net.a(x))  # type: ignore[no-any-return]
+
+    net, spec = Net(picky, a=conv(3, 8), b=conv(8, 3)).eval(), models.get_spec("torch.nn:Identity", task="image")
+    config = PruneConfig(pruning_ratio=0.5, round_to=1, importance="magnitude")
+    assert prepare(net, spec, config, input_size=(48, 96)).widths(0.5) == (4,)
+    with pytest.raises(UnsupportedError, match="tracing for pruning: expected a forward pass, got assert"):
+        analyse(net, spec, config)

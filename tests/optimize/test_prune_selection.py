@@ -88,6 +88,27 @@ def test_taylor_is_weight_times_gradient_summed_over_batches() -> None:
         score(net, [only], "taylor")
 
 
+def test_bare_parameters_are_scored_as_layers_are() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Parameter(torch.randn(4, 3, 1, 1)), nn.Parameter(torch.randn(3, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(nn.functional.conv2d(x, self.first), self.last)
+
+    bare, layers = Bare().eval(), nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.Conv2d(4, 3, 1, bias=False)).eval()
+    layers.load_state_dict({"0.weight": bare.first, "1.weight": bare.last})
+    x, found = torch.rand(1, 3, 4, 4), []
+    for net in (bare, layers):
+        [only] = map_channels(net, [x]).groups
+        losses = [lambda net: net(x).square().mean()]
+        found.append([score(net, [only], kind, losses=losses)[0][only] for kind in ("magnitude", "taylor")])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert LayerCosts(bare, [x]).speedup({}) == 1.0
+
+
 def test_taylor_leaves_gradients_and_flags_as_they_were() -> None:
     net = _net()
     net[0].weight.requires_grad_(False)

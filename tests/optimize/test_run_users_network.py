@@ -51,6 +51,21 @@ class Brighter(Image):
     def prepare(self, rgb):
         return 1 + 2 * rgb, rgb
 """
+ODD = """
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    def forward(self, x, mask):
+        return x * mask
+
+
+class Large(nn.Module):
+    def forward(self, x):
+        return nn.functional.interpolate(x, scale_factor=2)
+
+"""
 RECIPE = """
 stages: [distill, prune, quantize]
 distill:
@@ -95,6 +110,31 @@ def test_a_task_that_leaves_its_own_range_is_refused_at_the_start(
     assert main(argv.split()) == 2
     assert "makes: expected values in [0, 1], got 1.05 to 2.93; fix: correct its prepare" in capsys.readouterr().err
     assert not (tmp_path / "run/stages/01-distill").exists()
+
+
+def test_one_stage_says_what_is_wrong(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("an odd one")
+
+    (folder / "brighter.py").write_text(TASK, encoding="utf-8")
+    (folder / "odd.py").write_text(ODD, encoding="utf-8")
+    common = f"distill --data {folder / 'photos'} --lpips-net lite --input-size 64 64 -q -o {tmp_path}"
+    for name, task, status, message in (
+        (f"{folder / 'own.py'}:restyle", f"{folder / 'brighter.py'}:Brighter", 2, "expected values in [0, 1], got"),
+        (f"{folder / 'odd.py'}:Two", "image", 1, "fix: write a small module around it whose forward takes one tensor"),
+        (f"{folder / 'odd.py'}:Large", "image", 1, 'that says so in its outputs: ("N", 3, "2H", "2W")'),
+    ):
+        assert main([*common.split()[:-1], str(tmp_path / name.split(":")[1]), "--teacher", name, "--task", task]) == (
+            status
+        )
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("optimize.distill.run", fail)
+    own = [str(tmp_path / "odd"), "--teacher", f"{folder / 'own.py'}:restyle", "--task", "image"]
+    assert main([*common.split()[:-1], *own]) == 1
+    said = capsys.readouterr().err
+    assert "stage distill: expected a network that it can work on, got KeyError: 'an odd one'; fix: set PARE" in said
 
 
 def test_a_network_that_no_target_takes_is_named_with_layer_operator_and_a_way_out(

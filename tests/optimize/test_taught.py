@@ -11,6 +11,8 @@ from torch import nn
 from models.artifact import save_network
 from models.errors import ConfigError
 from models.registry import create_model, get_task
+from models.spec import TensorSpec
+from models.tasks.image import Image
 from optimize.evaluate import evaluate
 from optimize.taught import check_truth, lacks_truth, taught
 
@@ -59,6 +61,27 @@ def test_there_is_nothing_to_train_a_teacher_on_without_a_truth() -> None:
     with pytest.raises(ConfigError, match="training of task image: expected a ground truth, got photos alone"):
         check_truth(get_task("image"), torch.rand(1, 3, 8, 8))
     check_truth(get_task("image"), torch.rand(1, 6, 8, 8))
+
+
+def test_an_image_student_gives_a_larger_picture() -> None:
+    net = create_model("image_unet", widths=[4, 8], depths=[0, 1], upscale=2)
+    rgb = torch.rand(1, 3, 32, 64)
+    assert net(rgb).shape == (1, 3, 64, 128)
+    net.head.weight.data.zero_()
+    larger = nn.functional.interpolate(rgb, scale_factor=2.0, mode="bilinear")
+    torch.testing.assert_close(net(rgb), larger)
+    with pytest.raises(ConfigError, match="upscale: expected 1 or more, got 0"):
+        create_model("image_unet", upscale=0)
+
+
+def test_a_task_of_larger_pictures_enlarges_to_do_nothing() -> None:
+    class Double(Image):
+        outputs = (TensorSpec("output", ("N", 3, "2H", "2W"), value_range=(0.0, 1.0)),)
+
+    rgb = torch.rand(1, 3, 8, 16)
+    assert Double().baseline(rgb).shape == (1, 3, 16, 32)
+    assert Image().baseline(rgb) is rgb
+    assert [TensorSpec("x", ("N", 3, *sides)).upscale for sides in (("H", "W"), ("4H", "4W"), (64, 64))] == [1, 4, 1]
 
 
 def test_an_image_student_saves_and_reloads(tmp_path: Path) -> None:
