@@ -1,13 +1,15 @@
-"""Pairs of raw and finished photos: folders of uint16 TIFF, and RAW files of a camera.
+"""Pairs of raw and finished photos: folders of uint16 TIFF, or of RAW files of a camera.
 
 A folder of pairs has files of equal names in two folders:
 
-==============  =====================================================================================================
-``input/``      the short exposure of an RGGB sensor: packed planes R, G, B, G (H, W, 4), or the mosaic (2H, 2W); uint16
-``target/``     the finished photo, sRGB (2H, 2W, 3), uint16
-``pairs.json``  optional facts: ``black_level`` (0), ``white_level`` (65535), and ``ratio``: how much longer the wanted
-                exposure is, from 1 to 300, one number or one for each name; left out, the mean green of both decides
-==============  =====================================================================================================
+==============  ===================================================================================================
+``input/``      the short exposure of an RGGB sensor, uint16: packed planes R, G, B, G (H, W, 4) or the mosaic
+                (2H, 2W); or a RAW file, whose levels are its own
+``target/``     the finished photo, sRGB (2H, 2W, 3), uint16; or the RAW file of a long exposure, to be developed
+``pairs.json``  optional facts: ``black_level`` (0) and ``white_level`` (65535) of TIFF, and ``ratio``: how much
+                longer the wanted exposure is, from 1 to 300, one number or one for each name; left out, the mean
+                green of both decides
+==============  ===================================================================================================
 
 TIFF is read with tifffile: Pillow takes four channels for RGBA and keeps eight bits of them. What a pair becomes, and
 how it is cut: ``models.raw_crops``.
@@ -19,21 +21,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from models.color import normalize_raw, pack_bayer, srgb_to_linear, unpack_bayer
+from models.camera_raw import develop, is_raw, raw_size, read_raw
+from models.color import srgb_to_linear, unpack_bayer
 from models.errors import DataError, explain, require
 from models.paired_photos import INPUT, TARGET, PairedPhotos, find_pairs
 from models.photo_decode import MINIMUM_SIDE, Rejected
 from models.photos import PhotoSet, Skipped, nothing_usable
 from models.tasks.low_light import RATIO
+
+_T = TypeVar("_T")
 
 FACTS = "pairs.json"
 WHITE = 65535
@@ -103,10 +108,16 @@ class RawPairs(PairedPhotos):
         self.facts = facts
 
     def _decode(self, path: Path, short_side: int | None) -> Any:
-        raw, rgb = _read(path), _read(self.partners[path])
-        _check_shapes(raw.shape, rgb.shape, self.partners[path])
-        mosaic, facts = _mosaic(raw), self.facts
-        if (facts.black_level, facts.white_level) != (0, WHITE):
+        partner, facts = self.partners[path], self.facts
+        rgb = _from_camera(develop, partner) if is_raw(partner) else _read(partner)
+        if is_raw(path):
+            packed = _from_camera(read_raw, path)
+            raw = (packed[0].permute(1, 2, 0).clamp(0, 1) * WHITE + 0.5).numpy().astype(np.uint16)
+        else:
+            raw = _read(path)
+        _check_shapes(raw.shape, rgb.shape, partner)
+        mosaic = _mosaic(raw)
+        if not is_raw(path) and (facts.black_level, facts.white_level) != (0, WHITE):
             light = (mosaic.astype(np.float32) - facts.black_level) / (facts.white_level - facts.black_level)
             mosaic = (light.clip(0, 1) * WHITE + 0.5).astype(np.uint16)
         ratio = facts.ratio[_name(path, self.root)] if isinstance(facts.ratio, Mapping) else facts.ratio
@@ -125,20 +136,21 @@ def open_raw_pairs(folder: str | Path) -> RawPairs:
 
     Raises:
         DataError: A folder is missing, or there is not one usable pair; the text counts what was skipped.
-        MissingExtraError: tifffile is not installed.
+        MissingExtraError: tifffile, or rawpy for RAW files, is not installed.
     """
     root = Path(folder).expanduser()
     require("tifffile", "raw")
     facts = read_facts(root)
 
     def check(raw: Path, rgb: Path) -> None:
-        _check_shapes(_header(raw), _header(rgb), rgb)
+        finished = (*_from_camera(raw_size, rgb), 3) if is_raw(rgb) else _header(rgb)
+        _check_shapes(_from_camera(raw_size, raw) if is_raw(raw) else _header(raw), finished, rgb)
         if isinstance(facts.ratio, Mapping) and _name(raw, root) not in facts.ratio:
             raise Rejected("ratio", f"has no ratio in {FACTS}")
 
     partners, skipped = find_pairs(root, check)
     if not partners:
-        fix = f"write uint16 TIFF: {INPUT}/ packed (H, W, 4) or a mosaic (2H, 2W), {TARGET}/ RGB (2H, 2W, 3)"
+        fix = f"write uint16 TIFF: {INPUT}/ packed (H, W, 4) or a mosaic (2H, 2W), {TARGET}/ RGB (2H, 2W, 3); or RAW"
         raise nothing_usable(root, len(skipped), skipped, fix=fix)
     return RawPairs(tuple(partners), partners, facts, root=root, skipped=skipped)
 
@@ -159,6 +171,14 @@ def _header(path: Path) -> tuple[int, ...]:
     if kind != "uint16":
         raise Rejected("depth", f"has {kind} values, not uint16")
     return shape
+
+
+def _from_camera(read: Callable[[Path], _T], path: Path) -> _T:
+    """Call ``read`` on a RAW file; Rejected where it cannot."""
+    try:
+        return read(path)
+    except DataError as error:
+        raise Rejected("camera", f"cannot be used: {error}") from error
 
 
 def _check_shapes(raw: tuple[int, ...], rgb: tuple[int, ...], path: Path) -> None:
@@ -203,27 +223,3 @@ def write_pair(folder: Path, name: str, raw: Tensor, rgb: Tensor) -> tuple[Path,
         tools.imwrite(path, pixels, photometric="minisblack" if kind == INPUT else "rgb", planarconfig="contig")
         written.append(path)
     return written[0], written[1]
-
-
-def read_raw(path: Path) -> Tensor:
-    """Read a camera's RAW file with an RGGB sensor: packed (1, 4, H, W), black level 0, white level 1.
-
-    Raises:
-        DataError: It cannot be decoded, or the sensor has another pattern.
-        MissingExtraError: rawpy is not installed.
-    """
-    tools = require("rawpy", "raw")
-    try:
-        with tools.imread(str(path)) as photo:
-            order = photo.color_desc.decode("ascii")
-            pattern = "".join(order[index] for index in photo.raw_pattern.ravel())
-            mosaic = torch.from_numpy(photo.raw_image_visible.astype("float32"))
-            black, white = photo.black_level_per_channel, float(photo.white_level)
-    except (OSError, tools.LibRawError) as error:
-        raise DataError(explain(f"{path}", expected="a RAW file", got=error, fix="convert it to DNG")) from error
-    if pattern != "RGGB":
-        fix = "crop one row or column so that the pattern starts with red"
-        raise DataError(explain(f"{path}", expected="an RGGB sensor", got=pattern, fix=fix))
-    height, width = (side // 2 * 2 for side in mosaic.shape)
-    packed = pack_bayer(mosaic[None, None, :height, :width])
-    return normalize_raw(packed, torch.tensor(black, dtype=torch.float32).view(1, 4, 1, 1), white)

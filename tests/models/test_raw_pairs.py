@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,7 @@ from models.color import bayer_to_rgb, pack_bayer, rgb_to_bayer, srgb_to_linear,
 from models.errors import DataError
 from models.photos import centre_square, to_batch
 from models.raw_crops import random_cut
-from models.raw_pairs import open_raw_pairs, read_raw, write_pair
+from models.raw_pairs import open_raw_pairs, write_pair
 from models.registry import get_task
 
 tifffile = pytest.importorskip("tifffile")
@@ -159,29 +156,3 @@ def test_packing_takes_the_planes_in_the_order_red_green_blue_green() -> None:
     assert cells[0, 3, 1, 1] == rgb[0, 1, 3, 2]
     flat = torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     assert torch.allclose(bayer_to_rgb(rgb_to_bayer(flat)), flat)
-
-
-def fake_rawpy(pattern: list[list[int]]) -> Any:
-    photo = SimpleNamespace(
-        color_desc=b"RGBG",
-        raw_pattern=np.array(pattern),
-        raw_image_visible=np.full((5, 6), 512 + 1587, np.uint16),
-        black_level_per_channel=[512, 512, 512, 512],
-        white_level=16383,
-    )
-
-    @contextmanager
-    def imread(path: str) -> Any:
-        yield photo
-
-    return SimpleNamespace(imread=imread, LibRawError=RuntimeError)
-
-
-def test_a_raw_file_loses_its_black_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rawpy", fake_rawpy([[0, 1], [3, 2]]))
-    packed = read_raw(Path("photo.arw"))
-    assert packed.shape == (1, 4, 2, 3)
-    assert torch.allclose(packed, torch.full_like(packed, 1587 / 15871))
-    monkeypatch.setitem(sys.modules, "rawpy", fake_rawpy([[2, 1], [3, 0]]))
-    with pytest.raises(DataError, match="expected an RGGB sensor, got BGGR"):
-        read_raw(Path("photo.arw"))
