@@ -182,7 +182,8 @@ def _correct(layers: Mapping[str, Any], corrections: Mapping[str, Any]) -> None:
         constant = _added_constant(readers)
         if constant is not None:
             data = constant.get_source_output().get_node().data
-            new = opset.constant((data.reshape(-1) + shift).astype("float32").reshape(data.shape))
+            more = shift.repeat(data.size // shift.size)  # one for all places of a channel: ``export.transposed``
+            new = opset.constant((data.reshape(-1) + more).astype("float32").reshape(data.shape))
             constant.replace_source_output(new.output(0))
         else:
             bias = opset.add(output, opset.constant(shift.reshape(shape)))

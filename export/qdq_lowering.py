@@ -101,8 +101,9 @@ def _corrected(
         if place is None:
             continue
         owner, index = place
-        old = tools.to_array(constants[owner.input[index]]) if index < len(owner.input) else 0
+        old = tools.to_array(constants[owner.input[index]]) if index < len(owner.input) else shift * 0
         name = f"{layer}.corrected_bias"
+        shift = shift.repeat(old.size // shift.size)  # one for all places of a channel: ``export.transposed``
         graph.initializer.append(tools.from_array((old + shift).astype("float32"), name))
         rest = list(owner.input[index + 1 :])
         del owner.input[index:]

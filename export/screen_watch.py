@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from export.screens import SHUFFLED
+from export.transposed import shuffled_layers
 from models.running_module import RunningModule
 
 #: Operators that only move values.
@@ -38,7 +40,7 @@ class Watch(TorchDispatchMode):
 
     Args:
         net: Network whose modules are followed until ``close``.
-        kinds: ATen operator -> kind.
+        kinds: ATen operator -> kind; operators on weights alone have none, since every graph holds them as constants.
 
     Attributes:
         peaks: Module name -> largest absolute value of what its own operators read or write.
@@ -49,9 +51,16 @@ class Watch(TorchDispatchMode):
         super().__init__()
         self.peaks: dict[str, float] = {}
         self.met: dict[str, list[str]] = defaultdict(list)
+        self._shuffled = {name for name, _ in shuffled_layers(net)}
         self._kinds, self._running = kinds, RunningModule(net)
         self._known: dict[int, float] = {}
         self._alive: list[Tensor] = []
+        self._moving: set[int] = set()
+
+    def start(self, image: Tensor) -> None:
+        """Take ``image`` for what changes from one photo to the next."""
+        self._alive.append(image)
+        self._moving.add(id(image))
 
     def close(self) -> None:
         """Remove the hooks from the network."""
@@ -61,8 +70,11 @@ class Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_") if hasattr(func, "overloadpacket") else str(func)
         layer = self._running.name
-        if kind := self._kind(name, args, result):
-            self.met[kind].append(layer)
+        if any(id(value) in self._moving for value in _tensors(args)):
+            for value in _tensors(result):
+                self.start(value)
+            if kind := self._kind(name, args, result):
+                self.met[kind].append(layer)
         read = max((self._peak(value) for value in _floats(args)), default=0.0)
         if name in _MOVES:
             for value in _floats(result):
@@ -75,7 +87,7 @@ class Watch(TorchDispatchMode):
     def _kind(self, name: str, args: Any, result: Any) -> str | None:
         """Return the kind of an operator; a mean over dimension 1 of a picture is a norm over channels."""
         if name in ("convolution", "_convolution") and len(args) > 6 and args[6]:
-            return "transposed convolution"
+            return SHUFFLED if self._running.name in self._shuffled else "transposed convolution"
         if name == "mean" and isinstance(result, Tensor) and len(args) > 1:
             return "norm over channels" if result.ndim == 4 and list(args[1]) == [1] else None
         if name == "index" and not any(isinstance(item, Tensor) for item in args[1]):
@@ -92,13 +104,18 @@ class Watch(TorchDispatchMode):
         self._alive.append(value)  # an id is only one while its tensor lives
 
 
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in nested lists and tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []
+
+
 def _floats(value: Any) -> list[Tensor]:
     """Return the floating tensors with elements in nested lists and tuples."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() and value.numel() else []
-    if isinstance(value, (list, tuple)):
-        return [tensor for item in value for tensor in _floats(item)]
-    return []
+    return [tensor for tensor in _tensors(value) if tensor.is_floating_point() and tensor.numel()]
 
 
 def _inside(name: str, args: Any) -> float:

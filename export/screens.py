@@ -30,13 +30,24 @@ _PHOTOS = 4
 _SIDE = 128
 _TOP = 12
 
-#: ATen operator -> (what it is called, the rewrite that was applied or is advised).
+#: Kind of the transposed convolutions that exports rewrite (``export.transposed``).
+SHUFFLED = "transposed convolution, no overlap"
+#: Kind of operator -> (what happens to it, the rewrite that was applied or is advised).
 OPERATORS: Mapping[str, tuple[str, str]] = {
+    SHUFFLED: (
+        "applied",
+        "a 1x1 convolution and a pixel shuffle give the same numbers (not in Core ML, which has the layer)",
+    ),
     "transposed convolution": (
         "kept",
-        "runs below the speed of a convolution; a network to be trained anew should use pixel shuffle",
+        "its steps overlap: as a convolution and a shuffle it would take more multiply-adds, and was slower in FP32",
     ),
-    "resize": ("kept", "nearest and bilinear with half-pixel centres run everywhere; others differ between engines"),
+    "nearest resize": ("kept", "copies pixels, in every engine"),
+    "bilinear resize": ("kept", "every engine has it; models.layers.upsample_bilinear is two products with constants"),
+    "bicubic, exact or antialiased resize": (
+        "applied",
+        "two products with constants in Core ML files of a fixed size, where there is none; a resize in the others",
+    ),
     "grid sample": ("kept", "not on the Neural Engine; write a look-up of a small grid as products with hat weights"),
     "attention": ("applied", "written as matrix products and a softmax in at most five dimensions; float in INT8"),
     "LayerNorm": ("kept", "float in INT8 and FP32 in FP16 graphs; over channels, models.norms needs no transposes"),
@@ -46,13 +57,14 @@ OPERATORS: Mapping[str, tuple[str, str]] = {
     "cumulative sum": ("advised", "sequential on most engines; a product with a triangular matrix is not"),
     "sort": ("advised", "runs on the processor in mobile engines"),
 }
+#: ATen operator -> kind.
 _KINDS: Mapping[str, str] = {
-    "upsample_bilinear2d": "resize",
-    "upsample_nearest2d": "resize",
-    "_upsample_nearest_exact2d": "resize",
-    "upsample_bicubic2d": "resize",
-    "_upsample_bilinear2d_aa": "resize",
-    "_upsample_bicubic2d_aa": "resize",
+    "upsample_bilinear2d": "bilinear resize",
+    "_upsample_bilinear2d_aa": "bicubic, exact or antialiased resize",
+    "upsample_nearest2d": "nearest resize",
+    "_upsample_nearest_exact2d": "bicubic, exact or antialiased resize",
+    "upsample_bicubic2d": "bicubic, exact or antialiased resize",
+    "_upsample_bicubic2d_aa": "bicubic, exact or antialiased resize",
     "grid_sampler_2d": "grid sample",
     "grid_sampler_3d": "grid sample",
     "_softmax": "attention",
@@ -90,7 +102,7 @@ class SlowOperator:
 
     Attributes:
         operator: What it is.
-        count: How many times it runs.
+        count: How many times it runs; of one that the network's code does without, how many modules do.
         layers: Some of the modules that run it.
         rewrite: ``applied``, ``advised`` or ``kept``.
         advice: What was or can be done.
@@ -168,19 +180,32 @@ def screen(net: nn.Module, inputs: Sequence[Tensor]) -> Screens:
     try:
         with torch.no_grad(), watch:
             for item in inputs:
+                watch.start(item)
                 net(item)
     finally:
         watch.close()
         net.train(training)
     large = [LargeLayer(layer, peak, peak > LARGEST_HALF) for layer, peak in watch.peaks.items() if peak > LIMIT]
-    slow = []
+    slow = _written_otherwise(net)
     for kind, layers in watch.met.items():
         rewrite, advice = OPERATORS[kind]
-        names = tuple(dict.fromkeys(layer or "forward" for layer in layers))
-        slow.append(SlowOperator(kind, len(layers) // max(len(inputs), 1), names[:4], rewrite, advice))
+        slow.append(SlowOperator(kind, len(layers) // max(len(inputs), 1), _few(layers), rewrite, advice))
     count = sum(len(item) for item in inputs)
     size = (int(inputs[0].shape[2]), int(inputs[0].shape[3])) if inputs else (0, 0)
     return Screens(count, size, watch.peaks, tuple(large), tuple(slow))
+
+
+def _written_otherwise(net: nn.Module) -> list[SlowOperator]:
+    """Return the operators that modules of ``net`` say they do without: {operator: how} in ``rewrites``."""
+    met: dict[tuple[str, str], list[str]] = {}
+    for name, module in net.named_modules():
+        for item in getattr(module, "rewrites", {}).items():
+            met.setdefault(item, []).append(name)
+    return [SlowOperator(kind, len(names), _few(names), "applied", how) for (kind, how), names in met.items()]
+
+
+def _few(layers: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(layer or "forward" for layer in layers))[:4]
 
 
 def screen_artifact(artifact: Artifact, input_size: tuple[int, int]) -> Screens:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.refusal import say_refusal, without_branches
 from export.registry import get_target
+from export.resizes import ConstantResizes
 from export.screens import ASKED, RANGE, Screens, screen_artifact
 from models.artifact import Artifact, load_network
 from models.errors import ExportError, PareError, UsageError, explain
@@ -202,7 +204,8 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kep
     else:
         outputs = [tools.TensorType(name=spec.name, dtype=np.float32) for spec in contract.outputs]
     try:
-        with quiet_coremltools(), repaired_converter():
+        resizes = nullcontext() if contract.dynamic else ConstantResizes()
+        with quiet_coremltools(), repaired_converter(), resizes:
             return tools.convert(
                 trace(net, samples),
                 inputs=types,

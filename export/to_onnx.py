@@ -1,8 +1,9 @@
 """The ONNX target, and the one float graph that OpenVINO and TensorRT start from too.
 
-``torch.onnx.export`` (the torch.export based exporter) on the network with its BatchNorms folded, simplified by
-onnxslim, checked by ``onnx.checker``. Weights keep their torch names, and the node of a layer is named after its
-module, so that "keep ``head`` in higher precision" means the same in every dialect.
+``torch.onnx.export`` (the torch.export based exporter) on the network with its BatchNorms folded and its transposed
+convolutions rewritten where their steps do not overlap, simplified by onnxslim, checked by ``onnx.checker``. Weights
+keep their torch names, and the node of a layer is named after its module, so that "keep ``head`` in higher precision"
+means the same in every dialect.
 """
 
 from __future__ import annotations
@@ -167,9 +168,10 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
 
     from export.fuse import fold_batch_norm
     from export.refusal import FloatBounds, say_refusal
+    from export.transposed import shuffle_transposed
 
     require("onnxscript", "onnx")
-    net = fold_batch_norm(load_network(artifact).float())
+    net = shuffle_transposed(fold_batch_norm(load_network(artifact).float()))
     samples, shapes = _samples(spec, size, dynamic)
     try:
         with quiet(), FloatBounds():

@@ -13,7 +13,8 @@ real-time".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,8 @@ class BalanceLut(nn.Module):
         thumbnail: Side of the thumbnail, pixels.
     """
 
+    #: What ``export.screens`` reports: operators that this code does without, and how.
+    rewrites: ClassVar[Mapping[str, str]] = {"grid sample": "the table is looked up by products with hat weights"}
     identity: Tensor
     knots: Tensor
 

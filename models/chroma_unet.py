@@ -55,6 +55,9 @@ class ChromaUNet(nn.Module):
         tail: ``bilinear`` resizes the output; ``shuffle`` predicts reduction^2 pixels at each place.
         residual: Add the input to the output; as many channels in as out.
         upscale: Height and width of the output over those of the input.
+
+    Attributes:
+        rewrites: What ``export.screens`` reports: operators that this code does without, and how.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class ChromaUNet(nn.Module):
             raise ConfigError(explain("upscale", expected="1 or more", got=upscale, fix="pass for example 2"))
         self.reduction, self.tail, self.residual, self.upscale = reduction, tail, residual, upscale
         self.growth = reduction * upscale
+        resizes = (self.growth > 1 and tail == "bilinear") or (residual and upscale > 1)
+        self.rewrites = {"bilinear resize": "two products with constants (not in Core ML)"} if resizes else {}
         stem = {"kernel_size": 2 * reduction, "padding": reduction // 2} if reduction > 1 else {"kernel_size": 3}
         self.stem = ConvNormAct(in_channels, widths[0], stride=reduction, **stem)
         self.encoder = nn.ModuleList()

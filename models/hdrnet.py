@@ -18,6 +18,8 @@ Source: Gharbi et al. 2017, "Deep Bilateral Learning for Real-Time Image Enhance
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -155,9 +157,14 @@ class HDRNet(nn.Module):
         multiplier: Factor of the channels.
         form: ``image``: what the transforms give, as published; ``map``: see ``models.outputs``.
 
+    Attributes:
+        rewrites: What ``export.screens`` reports: operators that this code does without, and how.
+
     Raises:
         ConfigError: ``low`` is not ``cells`` times a power of two, or there are fewer than 4 cells.
     """
+
+    rewrites: ClassVar[Mapping[str, str]] = {"grid sample": "the grid is looked up by products with hat weights"}
 
     def __init__(
         self,

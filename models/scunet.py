@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.layers import sizes
 from models.outputs import Form, bounded_map, check_form, neutral
-from models.windows import attend, merge, partition, relative_places, roll, shift_mask, split_heads
+from models.windows import ROLL, attend, merge, partition, relative_places, roll, shift_mask, split_heads
 
 
 class WindowAttention(nn.Module):
@@ -31,6 +31,7 @@ class WindowAttention(nn.Module):
     def __init__(self, channels: int, head_channels: int, window: int, *, shifted: bool) -> None:
         super().__init__()
         self.window, self.shift = window, window // 2 if shifted else 0
+        self.rewrites = ROLL if shifted else {}
         self.heads, self.scale = channels // head_channels, head_channels**-0.5
         self.embedding_layer = nn.Linear(channels, 3 * channels)
         table = torch.empty(self.heads, 2 * window - 1, 2 * window - 1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.layers import sizes
 from models.outputs import Form, bounded_map, check_form, neutral
-from models.windows import attend, merge, partition, relative_places, roll, shift_mask, split_heads
+from models.windows import ROLL, attend, merge, partition, relative_places, roll, shift_mask, split_heads
 
 _DERIVED = ("attn_mask", "relative_position_index")
 _MEAN = (0.4488, 0.4371, 0.4040)
@@ -66,6 +66,7 @@ class SwinBlock(nn.Module):
     def __init__(self, channels: int, heads: int, window: int, *, shifted: bool, hidden: int) -> None:
         super().__init__()
         self.window, self.shift = window, window // 2 if shifted else 0
+        self.rewrites = ROLL if shifted else {}
         self.norm1 = nn.LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, window)
         self.norm2 = nn.LayerNorm(channels)

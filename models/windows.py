@@ -11,6 +11,8 @@ from torch import Tensor
 from models.layers import sizes
 
 MASKED = -100.0
+#: What ``export.screens`` reports of a module that calls ``roll``.
+ROLL = {"cyclic shift": "slices and a concatenation"}
 
 
 def partition(x: Tensor, window: int) -> Tensor:

@@ -73,21 +73,60 @@ def test_operators_off_the_fast_path_are_named() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.up = nn.ConvTranspose2d(2, 2, 2, 2)
+            self.up, self.wide = nn.ConvTranspose2d(2, 2, 2, 2), nn.ConvTranspose2d(2, 2, 4, 2, 1)
             self.norm = nn.LayerNorm(8)
 
         def forward(self, input: Tensor) -> Tensor:
-            x = functional.interpolate(self.up(input), scale_factor=0.5, mode="bilinear")
+            x = functional.interpolate(self.up(input) + self.wide(input), scale_factor=0.5, mode="bilinear")
             x = functional.grid_sample(x, torch.zeros(1, 4, 8, 2), align_corners=False)
             x = x + functional.interpolate(input, size=(4, 8), mode="nearest")
+            x = x + functional.interpolate(input, size=(4, 8), mode="bicubic")
             return torch.roll(self.norm(torch.softmax(x, dim=-1)), 1, dims=2)
 
     found = {item.operator: item for item in screen(Net(), [torch.rand(1, 2, 4, 8)] * 3).slow}
-    assert set(found) == {"transposed convolution", "resize", "grid sample", "attention", "LayerNorm", "cyclic shift"}
-    assert found["resize"].count == 2
-    assert found["transposed convolution"].layers == ("up",)
+    resizes = {"bilinear resize", "nearest resize", "bicubic, exact or antialiased resize"}
+    assert set(found) == resizes | {
+        "transposed convolution",
+        "transposed convolution, no overlap",
+        "grid sample",
+        "attention",
+        "LayerNorm",
+        "cyclic shift",
+    }
+    assert {item.count for item in found.values()} == {1}
+    assert found["transposed convolution"].layers == ("wide",)
+    assert found["transposed convolution, no overlap"].layers == ("up",)
+    assert found["transposed convolution, no overlap"].rewrite == "applied"
     assert found["LayerNorm"].layers == ("norm",)
     assert (found["grid sample"].rewrite, found["grid sample"].advice) == OPERATORS["grid sample"]
+
+
+def test_what_is_computed_from_weights_alone_does_not_count() -> None:
+    """An engine holds it as a constant."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.rand(5))
+
+        def forward(self, input: Tensor) -> Tensor:
+            return input + torch.roll(self.table[torch.tensor([0, 1, 2, 3])], 1)
+
+    class Moving(Net):
+        def forward(self, input: Tensor) -> Tensor:
+            return torch.roll(input, 1, dims=2) + self.table[input[..., :1].flatten().long()][:4]
+
+    assert screen(Net(), [torch.rand(1, 2, 4, 4)]).slow == ()
+    assert {item.operator for item in screen(Moving(), [torch.rand(1, 2, 4, 4)]).slow} == {"cyclic shift", "gather"}
+
+
+def test_a_network_says_what_it_does_without(tiny_network: Maker) -> None:
+    net, size = tiny_network("hdrnet")
+    (found,) = screen(net, [torch.rand(1, 3, *size)]).slow
+    assert (found.operator, found.count, found.layers, found.rewrite) == ("grid sample", 1, ("forward",), "applied")
+    net, size = tiny_network("swinir")
+    (found,) = (item for item in screen(net, [torch.rand(1, 3, *size)]).slow if item.operator == "cyclic shift")
+    assert (found.layers, found.rewrite) == (("layers.0.residual_group.blocks.1",), "applied")
 
 
 def test_a_plain_network_has_nothing_to_say() -> None:
