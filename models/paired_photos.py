@@ -142,11 +142,11 @@ def open_for(folder: str | Path, *, task: Task, keep_grey: bool = False) -> Phot
     Args:
         folder: Where the photos are.
         task: Says whether it takes pairs, and reads them.
-        keep_grey: Keep single photos without chroma.
+        keep_grey: Keep single photos without chroma where the task would skip them.
     """
     if task.paired and is_paired(folder):
         return task.open_pairs(folder)
-    return open_photos(folder, keep_grey=keep_grey)
+    return open_photos(folder, keep_grey=keep_grey or not task.skips_grey)
 
 
 def _by_stem(folder: Path, skipped: list[Skipped]) -> dict[str, Path]:

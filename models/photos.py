@@ -358,6 +358,8 @@ def _counts(skipped: Sequence[Skipped]) -> str:
 def nothing_usable(root: Path, files: int, skipped: Sequence[Skipped], *, fix: str = _USABLE) -> DataError:
     """Return the error that says why not one of ``files`` files can be used."""
     got = f"{files} files, all skipped: {_counts(skipped)}" if skipped else "an empty folder"
+    if any(entry.kind == "grey" for entry in skipped):
+        fix += ", or keep grey ones with --set data.keep_grey=true"
     if skipped:
         first = skipped[0]
         got += f" (first: {_name(first.path, root)}: {first.reason})"

@@ -54,7 +54,7 @@ class DataRecipe:
         calibration: The same, for INT8; None takes the training photos.
         eval_fraction: Share of ``source`` that is held out.
         eval_photos: At most so many photos to measure with.
-        keep_grey: Keep photos without chroma; for tasks that are not about colour.
+        keep_grey: Keep photos without chroma where the task would skip them (``Task.skips_grey``).
     """
 
     source: str | None = None

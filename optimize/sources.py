@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.metrics import METRICS
 from models.artifact import Artifact, load_network, read_tensors, save_network, sha256_of, sidecar_of
 from models.errors import (
     ConfigError,
     DataError,
     InputSizeError,
     PareError,
+    UnknownNameError,
     UnsupportedError,
     UsageError,
     explain,
@@ -213,8 +215,11 @@ def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int
 
     Raises:
         ConfigError: Shape or range is another one: the task file is wrong, which should not show at the end of a run.
+        UnknownNameError: The task names a metric that does not exist.
     """
     task = get_task(artifact.task)
+    if unknown := [name for name in task.metrics if name not in METRICS]:
+        raise UnknownNameError(f"metric of task {artifact.task}", unknown[0], METRICS)
     spec = get_spec(artifact.model, task=artifact.task)
     inputs = task.inputs_of(to_batch([centre_crop(photos.load(0), *task.photo_size(input_size))]))
     controls = sum(control.kind == "graph_input" for control in task.controls)

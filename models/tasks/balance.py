@@ -45,6 +45,7 @@ class Balance(Task):
     outputs: ClassVar[tuple[TensorSpec, ...]] = (TensorSpec("output", ("N", 3, "H", "W"), value_range=(0.0, 1.0)),)
     metrics: ClassVar[tuple[str, ...]] = ("lpips", "delta_e", "psnr", "ssim")
     output_scale: ClassVar[float] = 1 / 255
+    skips_grey: ClassVar[bool] = True
     do_nothing: ClassVar[str] = "the distorted photo, unchanged"
     paired: ClassVar[bool] = True
 

@@ -40,7 +40,7 @@ class Task(ABC):
         name: Registry name.
         inputs: Tensors that the network takes.
         outputs: Tensors that it gives.
-        metrics: Names of the metrics that matter, in the order of the report.
+        metrics: Names of the metrics that matter, of ``benchmarks.metrics``, the most important one first.
         output_scale: Output units of one step that a person can see; losses divide by it.
         do_nothing: What the do-nothing baseline is, in words.
         paired: ``prepare`` also takes what ``open_pairs`` finds; unless that is overridden, pairs (N, 6, H, W): the
@@ -48,6 +48,7 @@ class Task(ABC):
         augmentation: What may be done to training photos.
         controls: Run-time controls that ``prepare`` packs behind the image channels of its input.
         draws: ``prepare`` draws noise or control values from the content of a photo: a mirrored crop gives others.
+        skips_grey: Photos without chroma are left out, unless the recipe keeps them.
         photo_scale: Height and width of a photo over those of the network input made of it.
         student: Registry name of the student of a teacher that names none.
     """
@@ -62,6 +63,7 @@ class Task(ABC):
     augmentation: ClassVar[Augmentation] = Augmentation()
     controls: ClassVar[tuple[Control, ...]] = ()
     draws: ClassVar[bool] = False
+    skips_grey: ClassVar[bool] = False
     photo_scale: ClassVar[int] = 1
     student: ClassVar[str | None] = "image_unet"
 

@@ -32,6 +32,7 @@ class Colorize(Task):
     )
     metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e", "colourfulness")
     output_scale: ClassVar[float] = 1 / color.AB_SCALE
+    skips_grey: ClassVar[bool] = True
     do_nothing: ClassVar[str] = "the photo without its chroma"
     student: ClassVar[str | None] = "chroma_unet"
 

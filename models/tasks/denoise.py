@@ -31,6 +31,7 @@ class Denoise(Task):
     outputs: ClassVar[tuple[TensorSpec, ...]] = (TensorSpec("output", ("N", 3, "H", "W"), value_range=(0.0, 1.0)),)
     metrics: ClassVar[tuple[str, ...]] = ("psnr", "lpips", "ssim", "delta_e")
     output_scale: ClassVar[float] = 1 / 255
+    skips_grey: ClassVar[bool] = True
     do_nothing: ClassVar[str] = "the noisy photo"
     controls: ClassVar[tuple[Control, ...]] = (LEVEL,)
     draws: ClassVar[bool] = True

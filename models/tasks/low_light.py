@@ -53,6 +53,7 @@ class LowLight(Task):
     )
     metrics: ClassVar[tuple[str, ...]] = ("psnr", "ssim", "lpips", "delta_e")
     output_scale: ClassVar[float] = 1 / 255
+    skips_grey: ClassVar[bool] = True
     do_nothing: ClassVar[str] = "the raw values amplified, white-balanced, demosaiced bilinearly, with the sRGB curve"
     controls: ClassVar[tuple[Control, ...]] = (RATIO,)
     draws: ClassVar[bool] = True

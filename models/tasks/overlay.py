@@ -32,6 +32,7 @@ class Overlay(Task):
     )
     metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e")
     output_scale: ClassVar[float] = 1 / 255
+    skips_grey: ClassVar[bool] = True
     student: ClassVar[str | None] = "overlay_unet"
     do_nothing: ClassVar[str] = "the photo itself"
     paired: ClassVar[bool] = True

@@ -30,6 +30,7 @@ class Style(Task):
     outputs: ClassVar[tuple[TensorSpec, ...]] = (TensorSpec("output", ("N", 3, "H", "W"), value_range=(0.0, 1.0)),)
     metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e")
     output_scale: ClassVar[float] = 1 / 255
+    skips_grey: ClassVar[bool] = True
     do_nothing: ClassVar[str] = "the photo itself"
     controls: ClassVar[tuple[Control, ...]] = (ALPHA,)
     draws: ClassVar[bool] = True

@@ -115,6 +115,14 @@ def test_single_photos_where_the_task_or_the_layout_is_not_paired(pairs: Path, t
     assert open_for(pairs / "input" / "sub", task=get_task("image")).load(0).shape[2] == 3
 
 
+def test_grey_photos_are_for_tasks_that_do_not_skip_them(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 40), 90, np.uint8)).save(tmp_path / "grey.png")
+    assert len(open_for(tmp_path, task=get_task("image"))) == 1
+    assert len(open_for(tmp_path, task=get_task("colorize"), keep_grey=True)) == 1
+    with pytest.raises(DataError, match=r"1 grey .*colour photos .*, or keep grey ones with --set data.keep_grey=true"):
+        open_for(tmp_path, task=get_task("colorize"))
+
+
 def test_half_of_the_layout_is_an_error(tmp_path: Path) -> None:
     save(tmp_path / "input" / "a.png", 0)
     with pytest.raises(DataError, match=r"expected folders input and target, got input; fix: add the other one"):

@@ -51,6 +51,13 @@ class Brighter(Image):
     def prepare(self, rgb):
         return 1 + 2 * rgb, rgb
 """
+METRIC = """
+from models.tasks.image import Image
+
+
+class Named(Image):
+    metrics = ("psnr", "ssmi")
+"""
 ODD = """
 import torch
 from torch import nn
@@ -120,9 +127,11 @@ def test_one_stage_says_what_is_wrong(
 
     (folder / "brighter.py").write_text(TASK, encoding="utf-8")
     (folder / "odd.py").write_text(ODD, encoding="utf-8")
+    (folder / "metric.py").write_text(METRIC, encoding="utf-8")
     common = f"distill --data {folder / 'photos'} --lpips-net lite --input-size 64 64 -q -o {tmp_path}"
     for name, task, status, message in (
         (f"{folder / 'own.py'}:restyle", f"{folder / 'brighter.py'}:Brighter", 2, "expected values in [0, 1], got"),
+        (f"{folder / 'own.py'}:restyle", f"{folder / 'metric.py'}:Named", 2, "got 'ssmi'; fix: use 'ssim'"),
         (f"{folder / 'odd.py'}:Two", "image", 1, "fix: write a small module around it whose forward takes one tensor"),
         (f"{folder / 'odd.py'}:Large", "image", 1, 'that says so in its outputs: ("N", 3, "2H", "2W")'),
     ):
