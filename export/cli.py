@@ -45,7 +45,9 @@ Check_ = Annotated[bool, typer.Option("--check/--no-check", help="Compare with P
 
 Blend = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Fix a weight blend, for example alpha=0.3, before the export."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Fix a strength before the export: alpha=0.3 (DNI), level=0.3 (AdaFM, FTN)."
+    ),
 ]
 
 

@@ -4,7 +4,7 @@ A filter transition network, two grouped 1x1 convolutions with a PReLU between, 
 the end level; it starts as the identity. A kernel between is ``(1 - level) * start + level * end``, and a convolution
 is linear in its kernel, so the graph computes ``start(x) + level * change(x)`` with ``change = end - start``: exact,
 and with constant kernels, which every engine and INT8 take. Where the level is known at export, both kernels are one
-(``blended``), at the cost of the plain network.
+(``models.fixed_level``), at the cost of the plain network.
 
 Training in two steps: the network at the start level, then the transition alone at the end level. After that the
 transition is applied once (``finished``), and what ships are plain convolutions. The paper moves kernels; the change

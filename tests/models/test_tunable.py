@@ -12,7 +12,8 @@ import torch
 from models.adafm import AdaptiveFM, adafm
 from models.controls import pack
 from models.dni import blend, dni
-from models.errors import CheckpointError, ConfigError
+from models.errors import CheckpointError, ConfigError, UnsupportedError
+from models.fixed_level import fix_level
 from models.ftn import Transition, TransitionConv, ftn
 from models.registry import load_object
 
@@ -69,6 +70,31 @@ def test_ftn_is_linear_in_the_level_and_ships_as_plain_convolutions() -> None:
             x, layer.conv.weight + 0.4 * kernel, layer.conv.bias + 0.4 * offset, padding=1
         )
         assert torch.allclose(layer(x, torch.tensor([0.4])), moved, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adafm", "ftn", "finished"])
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+def test_a_fixed_level_is_the_plain_network_that_computes_the_same(name: str, level: float) -> None:
+    torch.manual_seed(0)
+    net = adafm(8, 2) if name == "adafm" else ftn(8, 2, 2)
+    for parameter in net.tuning_parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    if name == "finished":
+        net = net.finished()[0]
+    image = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        plain = fix_level(net.eval(), level, width=8, depth=2)
+        torch.testing.assert_close(plain(image), net(image, torch.tensor([level])), atol=1e-5, rtol=0)
+    assert plain.state_dict().keys() == dni(8, 2).state_dict().keys()
+
+
+def test_what_cannot_be_fixed_is_said() -> None:
+    with pytest.raises(
+        UnsupportedError, match="fixed level: expected FTN, or AdaFM of kernel size 1, got kernels of 3"
+    ):
+        fix_level(adafm(8, 1, 3), 0.5, width=8, depth=1)
+    with pytest.raises(UnsupportedError, match="got DNI"):
+        fix_level(dni(8, 1), 0.5, width=8, depth=1)
 
 
 def test_groups_must_divide_the_channels() -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.levels import fixed_level
+from export import open_runner
+from export.blending import blended
 from export.golden import random_photo
 from export.parity import check_parity
 from export.quantization import Quantization
@@ -69,6 +72,30 @@ def test_the_level_is_right_in_every_target(
     row = get_target(target)
     made = row.load().export(tunable[name], tmp_path / f"a{row.suffix}", precision=precision, input_size=SIZE)
     assert check_parity(tunable[name], made, threads=1).passed
+
+
+@pytest.mark.parametrize("name", ["adafm", "ftn"])
+def test_an_engine_of_one_level_has_no_input_for_it(name: str, tunable: dict[str, Artifact], tmp_path: Path) -> None:
+    source, path = tunable[name], tmp_path / "fixed.onnx"
+    small = prepare(
+        load_network(source),
+        get_spec(name),
+        PruneConfig(pruning_ratio=0.5, round_to=4, importance="magnitude", scope="uniform"),
+        input_size=SIZE,
+    ).build(0.5)
+    how = {"model": name, "task": "denoise", "model_kwargs": KWARGS[name]}
+    pruned = save_network(small, tmp_path / "pruned.safetensors", **how)
+    plain = blended(pruned, {"level": 0.25}, path)
+    made = get_target("onnx").load().export(plain, path, precision=Precision.FP32, input_size=SIZE)
+    assert check_parity(plain, made, threads=1).passed
+    assert fixed_level(made) == 0.25
+    photo = random_photo(SIZE)
+    with torch.inference_mode(), open_runner(made.path, threads=1) as runner:
+        assert [spec.name for spec in runner.inputs] == ["input"]
+        want = small.eval()(photo, torch.tensor([0.25]))
+        torch.testing.assert_close(
+            torch.from_numpy(runner.infer({"input": photo.numpy()})["output"]), want, atol=1e-4, rtol=0
+        )
 
 
 @pytest.mark.parametrize("name", ["adafm", "ftn"])

@@ -90,7 +90,7 @@ def test_dni_keeps_both_ends_and_is_blended_at_export(context: StageContext, tmp
         assert plain.model_kwargs["alpha"] == alpha
     with pytest.raises(UsageError, match=r"--set alpha: expected 0 to 1, got 2; fix: choose a value between"):
         blended(made, {"alpha": 2.0}, tmp_path / "out.onnx")
-    with pytest.raises(UsageError, match=r"--set: expected alpha, got level; fix: leave it out"):
+    with pytest.raises(UsageError, match=r"--set: expected alpha, got level; fix: name a control"):
         blended(made, {"level": 0.5}, tmp_path / "out.onnx")
     with pytest.raises(UnsupportedError, match=r"expected its two ends, got an artifact without them"):
         blended(plain, {"alpha": 0.5}, tmp_path / "out.onnx")
