@@ -22,6 +22,7 @@ from models.raw_crops import is_raw_pair, random_cut
 
 if TYPE_CHECKING:
     from models.photos import PhotoSet
+    from models.spec import Control
     from models.tasks.base import Task
 
 LUMINANCE_BINS = 16
@@ -96,6 +97,8 @@ def gather(
     _refuse_one_colour(rgb[:, :3], photos)
     coverage = describe_coverage(rgb[:, :3], photos=len(chosen))
     inputs = torch.cat([task.inputs_of(part) for part in rgb.split(16)])
+    coverage["controls"] = _ranges(inputs, task.controls)
+    coverage["warnings"] += _gaps(coverage["controls"], task.controls)
     return CalibrationSet(rgb=rgb, inputs=inputs, photos=len(chosen), coverage=coverage)
 
 
@@ -154,6 +157,26 @@ def describe_coverage(rgb: Tensor, *, photos: int) -> dict[str, Any]:
     return {**coverage, "warnings": _warnings(coverage)}
 
 
+def _ranges(inputs: Tensor, controls: Sequence[Control]) -> dict[str, list[float]]:
+    """Return the smallest and the largest value of each control that is packed behind inputs (n, C + k, H, W)."""
+    values = inputs[:, inputs.shape[1] - len(controls) :, 0, 0]
+    return {
+        control.name: [round(float(part.min()), 4), round(float(part.max()), 4)]
+        for control, part in zip(controls, values.unbind(dim=1), strict=True)
+    }
+
+
+def _gaps(found: Mapping[str, Sequence[float]], controls: Sequence[Control]) -> list[str]:
+    """Return a warning for each control of which less than half of the range was seen."""
+    return [
+        f"calibrated on {control.name} from {low:g} to {high:g} of {control.minimum:g} to {control.maximum:g}: "
+        "ranges beyond were not seen"
+        for control in controls
+        for low, high in [found[control.name]]
+        if high - low < (control.maximum - control.minimum) / 2
+    ]
+
+
 def _rounded(shares: Tensor) -> list[float]:
     return [round(float(share), 4) for share in shares]
 
@@ -178,6 +201,7 @@ def describe(coverage: Mapping[str, Any]) -> str:
     return (
         f"{coverage['samples']} inputs of {coverage['photos']} photos, {coverage['luminance_covered']:.0%} of the "
         f"lightness range, {coverage['hues_covered']:.0%} of the hues, {coverage['grey']:.0%} grey"
+        + "".join(f", {name} {low:g} to {high:g}" for name, (low, high) in coverage.get("controls", {}).items())
     )
 
 

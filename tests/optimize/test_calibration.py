@@ -61,6 +61,20 @@ def test_grey_photos_are_warned_about(tmp_path: Path) -> None:
     assert any("calibrated on 1 photos: 16 or more" in text for text in found.warnings)
 
 
+def test_the_range_of_a_control_is_told(train_photos: PhotoSet) -> None:
+    task = get_task("denoise")
+    made = gather(train_photos, task, samples=24, input_size=(32, 32))
+    levels = made.inputs[:, 3, 0, 0]
+    low, high = made.coverage["controls"]["level"]
+    assert (low, high) == (pytest.approx(float(levels.min()), abs=1e-4), pytest.approx(float(levels.max()), abs=1e-4))
+    assert low < 0.2 < 0.8 < high
+    assert describe(made.coverage).endswith(f", level {low:g} to {high:g}")
+    assert not any("level" in warning for warning in made.warnings)
+    one = gather(train_photos, task, samples=1, input_size=(32, 32))
+    assert any(warning.startswith("calibrated on level from ") for warning in one.warnings)
+    assert gather(train_photos, get_task("colorize"), samples=1, input_size=(32, 32)).coverage["controls"] == {}
+
+
 def test_no_samples() -> None:
     with pytest.raises(ConfigError, match="calibration samples: expected 1 or more, got 0"):
         gather(PhotoSet([], root=Path()), TASK, samples=0, input_size=SIZE)
