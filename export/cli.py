@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -279,6 +280,9 @@ def tile_command(
     control: Annotated[
         list[str] | None, typer.Option("--control", metavar="NAME=VALUE", help="A run-time control; again for more.")
     ] = None,
+    seams: Annotated[
+        bool, typer.Option("--seams", help="Compute the whole photo at once too, and say how much the tiles show.")
+    ] = False,
     device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -290,17 +294,20 @@ def tile_command(
     rgb = _decoded(photo)
     controls = {name: _number(name, value) for name, value in _options(control or ()).items()}
     progress = make_progress(quiet=quiet or as_json)
-    options: dict[str, Any] = {"tile": tile, "overlap": overlap, "device": device, "threads": threads}
+    options: dict[str, Any] = {"tile": tile, "overlap": overlap, "device": device, "threads": threads, "seams": seams}
     made = tile_photo(artifact, rgb, controls=controls, progress=progress, **options)
     write_picture(made.picture, output)
     if map_output is not None:
         write_map(made.output, map_output)
     content = {**made.tiling.to_json(), "path": str(output), "tiles": made.tiles, "runtime": made.runtime}
     if as_json:
-        print_json(content)
+        print_json({**content, "seams": asdict(made.seams) if made.seams else None})
     else:
         height, width = made.tiling.tile
         print(f"{output}  {made.tiles} tiles of {height}x{width}, overlap {made.tiling.overlap}, by {made.runtime}")
+        if made.seams:
+            found = f"{made.seams.max_abs:.2g} at most, {made.seams.mean_abs:.2g} on average"
+            print(f"seams {made.seams.seam:.4f} (1: none); against the whole photo at once {found}")
 
 
 def _number(name: str, value: Any) -> float:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from export.contract import Contract, contract_in
 from export.parity import open_any
-from export.tiling import MINIMUM_OVERLAP, Tiling, choose_tiling, infer_with, run_tiled
+from export.tiling import MINIMUM_OVERLAP, Seams, Tiling, choose_tiling, infer_with, measure_seams, run_tiled
 from models.artifact import Artifact
 from models.errors import RunFolderError, UnsupportedError, UsageError, explain
 from models.photos import to_batch
@@ -34,6 +34,7 @@ class TiledPhoto:
         tiling: How the photo was cut.
         tiles: How many tiles were computed.
         runtime: What computed them.
+        seams: How much the tiles show, against the whole photo at once; None: not asked for.
     """
 
     picture: NDArray[np.uint8]
@@ -41,6 +42,7 @@ class TiledPhoto:
     tiling: Tiling
     tiles: int
     runtime: str
+    seams: Seams | None = None
 
 
 def tile_photo(
@@ -50,6 +52,7 @@ def tile_photo(
     tile: tuple[int, int] | None = None,
     overlap: int | None = None,
     controls: Mapping[str, float] | None = None,
+    seams: bool = False,
     device: str | None = None,
     threads: int | None = None,
     progress: Progress = NULL_PROGRESS,
@@ -62,17 +65,22 @@ def tile_photo(
         tile: Height and width of the tiles, where the artifact leaves them open; None: worked out.
         overlap: Pixels that neighbours share; None: of a ``torch`` artifact from its receptive field, else 64.
         controls: Values of run-time controls by name; the others keep what the task gives them.
+        seams: Compute the whole photo at once too, and measure how much the tiles show.
         device: Where the artifact runs; None: its target's first device.
         threads: Of the runtime.
         progress: Where to report.
 
     Raises:
-        UsageError: An unknown control, or a tile size that the artifact does not take.
+        UsageError: An unknown control, a tile size that the artifact does not take, or seams of one of fixed size.
         UnsupportedError: The artifact can run neither here nor emulated.
     """
     artifact = Artifact.load(path)
     contract = None if artifact.format == "torch" else contract_in(artifact)
     tiling = _tiling(artifact, contract, tile, overlap)
+    if seams and contract is not None and not contract.dynamic:
+        fix = "pass the .safetensors that it was exported from, or export with --dynamic"
+        got = f"{contract.input_size[0]}x{contract.input_size[1]} alone"
+        raise UsageError(explain("seams", expected="an artifact that takes the whole photo", got=got, fix=fix))
     rgb = to_batch([photo])
     task = get_task(artifact.task)
     packed = _with_controls(task.app_input(rgb), artifact, controls or {})
@@ -93,9 +101,17 @@ def tile_photo(
 
         source = rgb if takes_picture else packed
         output = run_tiled(source.numpy(), counted, tiling, progress=progress)
+        whole = run_tiled(source.numpy(), infer, _one_tile(photo, tiling)) if seams else None
     picture = output if gives_picture else _render(task, packed, output)
     pixels: NDArray[np.uint8] = (255 * picture[0].transpose(1, 2, 0).clip(0, 1)).round().astype(np.uint8)
-    return TiledPhoto(pixels, output, tiling, calls, runner.runtime)
+    measured = None if whole is None else measure_seams(output, whole, tiling)
+    return TiledPhoto(pixels, output, tiling, calls, runner.runtime, measured)
+
+
+def _one_tile(photo: NDArray[np.uint8], tiling: Tiling) -> Tiling:
+    """Return a tiling that covers ``photo`` with one tile."""
+    height, width = (-(-side // tiling.stride) * tiling.stride for side in photo.shape[:2])
+    return Tiling((max(height, tiling.tile[0]), max(width, tiling.tile[1])), 0, tiling.stride)
 
 
 def _tiling(artifact: Artifact, contract: Contract | None, tile: tuple[int, int] | None, overlap: int | None) -> Tiling:

@@ -68,6 +68,9 @@ def test_an_exported_artifact_of_one_size(film: Artifact, photo: Path, tmp_path:
     tiled = tile_photo(made.path, rgb)
     assert tiled.tiling == Tiling((64, 64), 32, 16)
     assert tiled.picture.shape == rgb.shape
+    message = "seams: expected an artifact that takes the whole photo, got 64x64 alone; fix: pass the .safetensors"
+    with pytest.raises(UsageError, match=message):
+        tile_photo(made.path, rgb, seams=True)
     with pytest.raises(UsageError, match=r"tile: expected 64x64, as exported, got \(128, 128\); fix: leave out --tile"):
         tile_photo(made.path, rgb, tile=(128, 128))
     bundle = write_bundle([made], tmp_path / "bundle", reference=film)
@@ -86,6 +89,26 @@ def test_the_command_writes_picture_and_map(film: Artifact, photo: Path, tmp_pat
     assert (said["tile"], said["overlap"]) == ([64, 64], 32)
     assert Image.open(tmp_path / "out.png").size == Image.open(photo).size
     assert Image.open(tmp_path / "map.png").mode == "L"
+
+
+def test_the_command_measures_seams(film: Artifact, photo: Path, tmp_path: Path, capsys) -> None:
+    """Without overlap the borders of tiles show; the whole photo is computed at once to compare with."""
+    words = ["tile", str(film.path), str(photo), "-o", str(tmp_path / "out.png"), "--tile", "64", "64", "--seams"]
+    found = []
+    for overlap in ("0", "32"):
+        assert main([*words, "--overlap", overlap, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["seams"])
+    rgb = np.asarray(Image.open(photo))
+    padded = np.pad(rgb, ((0, 10), (0, 14), (0, 0)), mode="symmetric")
+    packed = get_task("overlay_variants").app_input(to_batch([padded]))
+    with torch.inference_mode():
+        whole = load_network(film)(packed).numpy()[:, :, :150, :210]
+    tiled = tile_photo(film.path, rgb, tile=(64, 64), overlap=0)
+    assert found[0]["max_abs"] == pytest.approx(float(np.abs(tiled.output - whole).max()), abs=1e-5)
+    assert found[0]["seam"] > 1.05 > found[1]["seam"]
+    assert found[1]["mean_abs"] < 0.5 * found[0]["mean_abs"]
+    assert main([*words, "--overlap", "32", "--quiet"]) == 0
+    assert "(1: none); against the whole photo at once " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

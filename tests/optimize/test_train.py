@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import models
 from models.artifact import Artifact, load_network
 from models.errors import CheckpointError, ConfigError, TrainingError
-from models.registry import get_task
+from models.registry import create_model, get_task
 from models.resnet18_unet import ResNet18Encoder
 from optimize.loop import Fit, FitConfig, Phase
 from optimize.stage import StageContext
@@ -205,6 +205,25 @@ def test_lpips_joins_the_loss(context: StageContext, tmp_path: Path, monkeypatch
     run(None, config(perceptual_weight=3.0, fit=fit(phases=(Phase(32, 1, 6),))), context, tmp_path)
     assert seen[0]["lpips"] > 0
     assert seen[0]["loss"] == pytest.approx(seen[0]["pixel"] + 3.0 * seen[0]["lpips"], rel=1e-5)
+
+
+def test_lpips_of_an_overlay_is_that_of_the_composite(tmp_path: Path, random_lpips: Path) -> None:
+    """On a black photo no overlay shows: the maps differ, the composites do not."""
+    folder = tmp_path / "film"
+    folder.mkdir()
+    settings = TrainConfig(model="overlay_unet", fit=fit(), perceptual_weight=1.0, task_weight=False)
+    net = create_model("overlay_unet", widths=[8, 8], depths=[1, 1])
+    torch.nn.init.normal_(net.head.weight)
+    step = TrainStep(
+        Fit(net, settings.fit, checkpoint=folder / "c.safetensors"), get_task("overlay"), settings, random_lpips
+    )
+    black = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    grey_map = torch.randint(100, 156, (2, 1, 32, 32), dtype=torch.uint8).expand(-1, 3, -1, -1)
+    values = step(torch.cat([black, grey_map], dim=1), 0.0)
+    assert values["pixel"].item() > 0.1
+    assert values["lpips"].item() == pytest.approx(0, abs=1e-6)
+    values = step(torch.cat([black + 90, grey_map], dim=1), 0.0)
+    assert values["lpips"].item() > 1e-4
 
 
 def test_training_starts_from_given_weights(context: StageContext, tmp_path: Path) -> None:
