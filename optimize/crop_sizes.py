@@ -35,6 +35,17 @@ def refusal(net: nn.Module, inputs: Tensor, made: TensorSpec) -> str | None:
     return None if got == want else f"output {got} in place of {want}"
 
 
+def check_student(student: nn.Module, name: str, teacher: Artifact, data: StageContext) -> None:
+    """Raise UnsupportedError when ``student``, called ``name``, cannot do at the run's size what ``teacher`` does."""
+    task, made = get_task(teacher.task), get_spec(teacher.model, task=teacher.task).outputs[0]
+    inputs = task.inputs_of(to_batch([centre_crop(data.train.load(0), *task.photo_size(data.input_size))]))
+    if (reason := refusal(student, inputs, made)) is not None:
+        height, width = data.input_size
+        fix = "pass another --student (teacher: itself narrowed), its student_kwargs, or another --input-size"
+        expected = f"an answer at {height}x{width}"
+        raise UnsupportedError(explain(f"student {name}", expected=expected, got=reason, fix=fix))
+
+
 def fitting(config: FitConfig, teacher: Artifact, student: nn.Module, data: StageContext) -> FitConfig:
     """Return ``config`` with crops that both networks take: those asked for, else larger ones, else the run's own size.
 

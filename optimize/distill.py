@@ -22,7 +22,7 @@ from models.dni import load_at_levels
 from models.errors import ConfigError, UnsupportedError, explain
 from models.registry import WEIGHTS, create_model, get_spec, get_task, load_object
 from optimize.config import to_plain
-from optimize.crop_sizes import fitting
+from optimize.crop_sizes import check_student, fitting
 from optimize.data import to_float
 from optimize.evaluate import evaluate, load_photos, lpips_all, render_all
 from optimize.loop import Fit, FitConfig, Phase, run_fit
@@ -277,8 +277,9 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
         raise ConfigError(explain("distill", expected="a teacher artifact", got="none", fix="pass --teacher"))
     started = time.time()
     task = task_of(artifact, data)
-    size = task.photo_size(data.input_size)[0]
+    size = task.photo_size(data.input_size)
     student, name, start = start_student(config, artifact, input_size=data.input_size)
+    check_student(student, name, artifact, data)
     data.progress.note(f"Student {name} starts from {_STARTS[start]}")
     before = copy.deepcopy(student)
     row = get_spec(name, task=artifact.task)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.metrics import lpips, psnr
-from models.photos import centre_square, to_batch
+from models.photos import centre_crop, to_batch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 _SAME_DB = 100.0
 
 
-def load_photos(photos: PhotoSet, size: int, *, limit: int | None = None) -> Tensor:
-    """Decode up to ``limit`` photos as centre squares: (N, 3, size, size) in [0, 1]; (N, 6, size, size) of pairs."""
+def load_photos(photos: PhotoSet, size: tuple[int, int], *, limit: int | None = None) -> Tensor:
+    """Decode up to ``limit`` photos and cut out their centres: (N, 3, *size) in [0, 1]; (N, 6, *size) of pairs."""
     count = len(photos) if limit is None else min(limit, len(photos))
-    return to_batch([centre_square(photos.load(index), size) for index in range(count)])
+    return to_batch([centre_crop(photos.load(index), *size) for index in range(count)])
 
 
 @torch.inference_mode()

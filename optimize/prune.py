@@ -177,7 +177,7 @@ def task_losses(task: Task, data: StageContext, config: PruneConfig) -> list[Los
 
     if config.importance != "taylor" and not _weighs(config):
         return []
-    rgb = load_photos(data.train.sample(config.photos, seed=data.seed), min(task.photo_size(data.input_size)))
+    rgb = load_photos(data.train.sample(config.photos, seed=data.seed), task.photo_size(data.input_size))
 
     generator = torch.Generator().manual_seed(data.seed)
 
@@ -401,7 +401,7 @@ def _plain(config: PruneConfig) -> dict[str, Any]:
 def _scores(net: nn.Module, task: Task, data: StageContext) -> Mapping[str, float]:
     from optimize.evaluate import evaluate, load_photos
 
-    rgb = load_photos(data.eval, task.photo_size(data.input_size)[0], limit=_JUDGED)
+    rgb = load_photos(data.eval, task.photo_size(data.input_size), limit=_JUDGED)
     return evaluate(net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
 
 
@@ -409,7 +409,7 @@ def _judged(net: nn.Module, task: Task, data: StageContext) -> float:
     """Return the LPIPS of a network on some training photos: the evaluation photos are not for choosing."""
     from optimize.evaluate import load_photos, lpips_all, render_all, truth_all
 
-    rgb = load_photos(data.train.sample(_JUDGES, seed=data.seed + 1), task.photo_size(data.input_size)[0])
+    rgb = load_photos(data.train.sample(_JUDGES, seed=data.seed + 1), task.photo_size(data.input_size))
     rendered = render_all(net, task, rgb)
     return float(lpips_all(rendered, truth_all(task, rgb), net=data.lpips_net, weights=data.lpips_weights).mean())
 

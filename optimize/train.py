@@ -221,7 +221,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     if fit.resume():
         data.progress.note(f"Resuming at step {fit.step}")
         log = _read_log(out / LOG)
-    rgb = load_photos(data.eval, task.photo_size(data.input_size)[0], limit=48)
+    rgb = load_photos(data.eval, task.photo_size(data.input_size), limit=48)
 
     if not hasattr(net, "training_losses"):
         check_truth(task, rgb)

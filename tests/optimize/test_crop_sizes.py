@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from models.artifact import Artifact, save_network
 from models.errors import UnsupportedError
+from models.registry import create_model
 from models.spec import TensorSpec
-from optimize.crop_sizes import fitting, refusal
+from optimize.crop_sizes import check_student, fitting, refusal
 from optimize.loop import FitConfig, Phase
 from optimize.stage import StageContext
 
@@ -55,8 +56,6 @@ def teacher(tmp_path: Path) -> Callable[[str], Artifact]:
     path.write_text(NETWORKS, encoding="utf-8")
 
     def make(name: str) -> Artifact:
-        from models.registry import create_model
-
         model = f"{path}:{name}"
         net = create_model(model, task="image")
         return save_network(net, tmp_path / f"{name}.safetensors", model=model, task="image")
@@ -80,6 +79,23 @@ def test_without_a_common_size_it_is_said_who_refuses(
         fitting(FIT, teacher("One"), nn.Identity(), context)
     with pytest.raises(UnsupportedError, match=r"got the student: output \(1, 12, 20, 20\) in place of \(1, 3, 40, 40"):
         fitting(FIT, teacher("Any"), nn.PixelUnshuffle(2), context)
+
+
+def test_a_student_that_cannot_stand_in_is_refused_before_it_learns(
+    teacher: Callable[[str], Artifact], context: StageContext
+) -> None:
+    made = teacher("Any")
+    check_student(nn.Identity(), "same", made, context)
+    message = (
+        r"student down: expected an answer at 64x64, got output \(1, 3, 32, 32\) in place of \(1, 3, 64, 64\); fix"
+    )
+    with pytest.raises(UnsupportedError, match=message):
+        check_student(nn.AvgPool2d(2), "down", made, context)
+    wide = replace(context, input_size=(32, 60))
+    with pytest.raises(
+        UnsupportedError, match="student image_unet: expected an answer at 32x60, got The size of tensor"
+    ):
+        check_student(create_model("image_unet", widths=[4, 4, 4], depths=[0, 0, 0]), "image_unet", made, wide)
 
 
 def test_a_network_is_left_in_the_mode_that_it_was_in() -> None:

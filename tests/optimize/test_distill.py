@@ -79,7 +79,7 @@ def shipped(tiny_teacher: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def distance(net: nn.Module, teacher: Artifact, context: StageContext) -> float:
     """Mean absolute difference of the outputs on the evaluation photos, in visible steps."""
     task = models.get_task("colorize")
-    inputs, _ = task.prepare(load_photos(context.eval, 64))
+    inputs, _ = task.prepare(load_photos(context.eval, (64, 64)))
     with torch.inference_mode():
         return float((net.eval()(inputs) - load_network(teacher)(inputs)).abs().mean()) * 255
 

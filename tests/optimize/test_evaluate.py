@@ -35,15 +35,16 @@ def task() -> Task:
 
 @pytest.fixture
 def rgb(eval_photos: PhotoSet) -> Tensor:
-    return load_photos(eval_photos, 64)
+    return load_photos(eval_photos, (64, 64))
 
 
-def test_photos_become_centre_squares(eval_photos: PhotoSet) -> None:
-    rgb = load_photos(eval_photos, 40)
+def test_photos_become_their_centres(eval_photos: PhotoSet) -> None:
+    rgb = load_photos(eval_photos, (40, 40))
     assert rgb.shape == (2, 3, 40, 40)
     assert 0 <= float(rgb.min()) < float(rgb.max()) <= 1
-    assert load_photos(eval_photos, 40, limit=1).shape[0] == 1
-    assert load_photos(eval_photos, 40, limit=9).shape[0] == 2
+    assert load_photos(eval_photos, (40, 40), limit=1).shape[0] == 1
+    assert load_photos(eval_photos, (40, 40), limit=9).shape[0] == 2
+    assert load_photos(eval_photos, (32, 40)).shape == (2, 3, 32, 40)
 
 
 def test_a_perfect_network(task: Task, rgb: Tensor, random_lpips: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_task_decides_what_is_done_to_its_photos(pairs: PairedPhotos) -> None:
 
 
 def test_evaluation_judges_against_the_composite(pairs: PairedPhotos, random_lpips: Path) -> None:
-    task, rgb = get_task("overlay"), load_photos(pairs, 32)
+    task, rgb = get_task("overlay"), load_photos(pairs, (32, 32))
     assert rgb.shape == (6, 6, 32, 32)
 
     class Perfect(torch.nn.Module):
