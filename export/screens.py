@@ -49,7 +49,7 @@ OPERATORS: Mapping[str, tuple[str, str]] = {
         "two products with constants in Core ML files of a fixed size, where there is none; a resize in the others",
     ),
     "grid sample": ("kept", "not on the Neural Engine; write a look-up of a small grid as products with hat weights"),
-    "attention": ("applied", "written as matrix products and a softmax in at most five dimensions; float in INT8"),
+    "attention": ("applied", "matrix products and a softmax in at most five dimensions; float in INT8"),
     "LayerNorm": ("kept", "float in INT8 and FP32 in FP16 graphs; over channels, models.norms needs no transposes"),
     "norm over channels": ("applied", "mean and mean square over dimension 1, without moving the channels last"),
     "cyclic shift": ("advised", "torch.roll becomes gathers in some engines; models.windows.roll uses two slices"),
