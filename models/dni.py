@@ -12,6 +12,8 @@ residual denoiser of He et al. 2019 without its modification layers (hejingwenhe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,10 +91,16 @@ def load_at_levels(artifact: Artifact) -> nn.Module:
     Raises:
         CheckpointError: The weights, or one of the ends beside them, are missing or damaged.
     """
-    net, note = load_network(artifact), artifact.metadata.get("blend")
-    if not isinstance(note, dict) or not get_task(artifact.task).controls:
-        return net
-    start, end = (read_tensors(artifact.path.with_name(str(note[name]))) for name in ("start", "end"))
+    net = load_network(artifact)
+    return at_levels(net, artifact.metadata, artifact.path) if get_task(artifact.task).controls else net
+
+
+def at_levels(net: nn.Module, metadata: Mapping[str, Any], path: Path) -> nn.Module:
+    """Return ``net`` in eval mode: ``Between`` where ``metadata`` name two ends that lie beside ``path``."""
+    note = metadata.get("blend")
+    if not isinstance(note, dict):
+        return net.eval()
+    start, end = (read_tensors(path.with_name(str(note[name]))) for name in ("start", "end"))
     return Between(net, start, end).eval()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.artifact import Artifact, load_network, save_network, write_json
+from models.dni import at_levels
 from models.errors import ConfigError, explain
 from models.registry import create_model, get_spec, get_task
 from optimize.config import to_plain
@@ -223,6 +224,9 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         log = _read_log(out / LOG)
     rgb = load_photos(data.eval, task.photo_size(data.input_size), limit=48)
 
+    def score(net: nn.Module) -> dict[str, float]:
+        return evaluate(net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
+
     if not hasattr(net, "training_losses"):
         check_truth(task, rgb)
 
@@ -233,7 +237,7 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         if spent > config.score_share * fit.seconds:
             return
         start = time.monotonic()
-        scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
+        scores = score(fit.ema.net)
         log[:] = [row for row in log if row["epoch"] < epoch]
         log.append({"epoch": epoch, "minutes": fit.seconds / 60, **scores})
         if fit.accelerator.is_main_process:
@@ -245,14 +249,8 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
     crops = partial(_crops, config, data, task)
     step = TrainStep(fit, task, config, data.lpips_weights)
     run_fit(fit, crops, step, description=f"Training {spec.name}", progress=data.progress, on_epoch=report)
-    scores = evaluate(fit.ema.net, task, rgb, lpips_net=data.lpips_net, lpips_weights=data.lpips_weights)
-    metadata = {
-        "recipe": to_plain(config),
-        "scores": {"lpips_net": data.lpips_net, **scores},
-        "photos": len(data.train),
-        "log": log,
-    }
-    return _save(fit, spec, artifact, metadata, out)
+    metadata = {"recipe": to_plain(config), "photos": len(data.train), "log": log}
+    return _save(fit, spec, artifact, metadata, out, lambda net: {"lpips_net": data.lpips_net, **score(net)})
 
 
 def _crops(config: TrainConfig, data: StageContext, task: Task, phase: Phase) -> PhotoCrops:
@@ -269,11 +267,19 @@ def _crops(config: TrainConfig, data: StageContext, task: Task, phase: Phase) ->
     )
 
 
-def _save(fit: Fit, spec: ModelSpec, parent: Artifact | None, metadata: dict[str, Any], out: Path) -> Artifact:
-    """Write the averaged weights in FP16, with what the training took."""
+def _save(
+    fit: Fit,
+    spec: ModelSpec,
+    parent: Artifact | None,
+    metadata: Mapping[str, Any],
+    out: Path,
+    score: Callable[[nn.Module], Mapping[str, Any]],
+) -> Artifact:
+    """Write the averaged weights in FP16, with what the training took, and the scores of what is written."""
     path = out / f"{spec.name.rpartition(':')[2]}.safetensors"
     net, kwargs, notes = finish(fit.ema.net, parent.model_kwargs if parent else {}, path)
     account = {"steps": fit.step, "seconds": round(fit.seconds, 1)}
+    found = {**metadata, "scores": score(at_levels(net, notes, path)), "account": account, **notes}
     save = partial(
         save_network,
         net,
@@ -283,7 +289,7 @@ def _save(fit: Fit, spec: ModelSpec, parent: Artifact | None, metadata: dict[str
         half=True,
         stages=("teacher",),
         model_kwargs=kwargs,
-        metadata={**metadata, "trained": time.strftime("%Y-%m-%d"), "account": account, **notes},
+        metadata={**found, "trained": time.strftime("%Y-%m-%d")},
     )
     return written_once(save, path)
 

@@ -14,6 +14,7 @@ from models.controls import pack
 from models.dni import DNI, load_at_levels
 from models.errors import ConfigError, UnsupportedError, UsageError
 from models.registry import create_model, get_task
+from optimize.evaluate import evaluate, load_photos
 from optimize.loop import Fit, FitConfig, Phase
 from optimize.stage import StageContext
 from optimize.teacher_answers import fastest_predict
@@ -94,6 +95,17 @@ def test_dni_keeps_both_ends_and_is_blended_at_export(context: StageContext, tmp
         blended(made, {"level": 0.5}, tmp_path / "out.onnx")
     with pytest.raises(UnsupportedError, match=r"expected its two ends, got an artifact without them"):
         blended(plain, {"alpha": 0.5}, tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("name", ["adafm", "ftn", "dni"])
+def test_the_scores_of_a_training_are_those_of_what_it_saved(name: str, context: StageContext, tmp_path: Path) -> None:
+    made, task = train(start_of(name, tmp_path / "a"), config_of(name), context, tmp_path), get_task("denoise")
+    rgb = load_photos(context.eval, context.input_size[0], limit=48)
+    want = evaluate(load_at_levels(made), task, rgb, lpips_net="lite", lpips_weights=context.lpips_weights)
+    assert made.metadata["scores"]["psnr_db"] == pytest.approx(want["psnr_db"], abs=0.02)
+    if name == "dni":  # neither the blend half way nor the end alone
+        plain = evaluate(load_network(made), task, rgb, lpips_net="lite", lpips_weights=context.lpips_weights)
+        assert abs(plain["psnr_db"] - want["psnr_db"]) > 1e-3
 
 
 def test_a_blend_teaches_each_image_at_its_own_level(context: StageContext, tmp_path: Path) -> None:
