@@ -55,7 +55,7 @@ class SimulatedInt8(nn.Module):
         self.macs: dict[str, int] = {}
         self._observe(inputs, progress)
         if not self.ranges:
-            fix = "leave the quantize stage out: --stage distill --stage prune"
+            fix = "hold the weights in nn.Conv2d or nn.Linear, or leave this stage out: --stage distill --stage prune"
             expected = "a network with convolutions or linear layers"
             raise UnsupportedError(explain("INT8", expected=expected, got="none that is called", fix=fix))
 

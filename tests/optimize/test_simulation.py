@@ -95,5 +95,8 @@ def test_values_outside_of_the_calibrated_range_are_counted(simulated: Simulated
 
 
 def test_a_network_without_layers_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="INT8: expected a network with convolutions or linear layers, got none"):
+    with pytest.raises(
+        UnsupportedError,
+        match=r"INT8: expected a network with conv.*, got none .*; fix: hold the weights in nn\.Conv2d",
+    ):
         SimulatedInt8(nn.Sequential(nn.ReLU()), torch.rand(1, 1, 8, 8))
