@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from benchmarks.probe import Probe, example, probe_in_subprocess
 from benchmarks.row import Status
 from benchmarks.settings import AUTO
+from benchmarks.subject import Subject
 from export import can_run, get_target, open_emulated, open_runner
+from export.contract import is_picture
 from models.artifact import Artifact
 from models.controls import graph_feeds
 from models.errors import InputSizeError, PareError, UnsupportedError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
-from models.registry import get_spec
+from models.registry import get_spec, get_task
 from models.spec import Precision
 
 if TYPE_CHECKING:
@@ -57,6 +59,15 @@ class Contestant:
     def can_be_timed(self) -> bool:
         """Whether its latency means something here."""
         return self.status == "measured" and self.runner is not None
+
+    @property
+    def subject(self) -> Subject:
+        """What is judged, with the pictures that its graph takes and gives; it needs an open runner."""
+        if self.runner is None:
+            raise UsageError(explain(self.name, expected="an open runner", got="none", fix="check can_be_timed"))
+        task = get_task(self.artifact.task)
+        takes = is_picture(self.runner.inputs[0], task.inputs[0])
+        return Subject(self.infer, takes, is_picture(self.runner.outputs[0], task.outputs[0]))
 
     def drop(self, status: Status, error: BaseException) -> None:
         """Take it out of the contest and remember why."""

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from benchmarks.contest import Contestant, open_contestants, say
 from benchmarks.cost import cost
 from benchmarks.machine import Interference, pinned
 from benchmarks.networks_table import NetworkRow, write_networks
-from benchmarks.run import default_threads, prepared
+from benchmarks.run import default_threads, feed
 from benchmarks.settings import Settings
 from benchmarks.timing import Measurement, measure_interleaved
 from benchmarks.zoo_table import Engine
@@ -39,8 +39,12 @@ from models.registry import create_model, get_spec, get_task
 from models.spec import Precision
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from models.photos import PhotoSet
     from models.spec import ModelSpec
+    from models.tasks.base import Task
 
 _PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _CALIBRATION_PHOTOS = 4
@@ -108,7 +112,7 @@ def _measure(
     spent = cost(net, (1, int(inputs.shape[1]), *settings.input_size))
     calibrated = save_calibrated(network, folder, inputs)
     made, refused = _export_all(network, calibrated, targets, folder, settings)
-    engines, eager, busy = _time([network, *made], prepared(task, centre_crop(shown[0], *size)), settings)
+    engines, eager, busy = _time([network, *made], task, centre_crop(shown[0], *size), settings)
     engines += refused
     order = {(target, str(kind)): place for place, (target, kind) in enumerate(_pairs(targets))}
     return NetworkRow(
@@ -158,7 +162,7 @@ def _export_all(
 
 
 def _time(
-    artifacts: Sequence[Artifact], inputs: Any, settings: Settings
+    artifacts: Sequence[Artifact], task: Task, pixels: NDArray[np.uint8], settings: Settings
 ) -> tuple[list[Engine], float | None, float | None]:
     """Time the first artifact, which is PyTorch's, and the others; return (engines, PyTorch ms, interference)."""
     before = torch.get_num_threads()
@@ -168,7 +172,7 @@ def _time(
         torch.set_num_threads(settings.threads or before)
         size = settings.input_size
         contest = open_contestants(artifacts, stack, threads=settings.threads, input_size=size, probes=False)
-        able = {c.name: partial(c.infer, inputs) for c in contest if c.can_be_timed}
+        able = {c.name: partial(c.infer, feed(c.subject, task, pixels)) for c in contest if c.can_be_timed}
         with Interference(cpus) as others:
             times = measure_interleaved(
                 able,

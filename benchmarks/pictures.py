@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.quality import Infer, Photos, render, to_uint8
+from benchmarks.quality import Photos
+from benchmarks.subject import Subject, to_uint8
 from models.photos import to_batch
 from models.progress import NULL_PROGRESS, Progress
 
@@ -76,7 +77,7 @@ def choose_photos(lpips: Sequence[float], count: int) -> list[tuple[int, str]]:
 
 @torch.inference_mode()
 def take_pictures(
-    contestants: Mapping[str, tuple[str, Infer, Sequence[float]]],
+    contestants: Mapping[str, tuple[str, Subject, Sequence[float]]],
     task: Task,
     photos: Photos,
     chosen: Sequence[tuple[int, str]],
@@ -87,7 +88,7 @@ def take_pictures(
     """Render the chosen photos once more with every contestant.
 
     Args:
-        contestants: Name -> label, inference call, LPIPS of each photo.
+        contestants: Name -> label, engine, LPIPS of each photo.
         task: Makes inputs and renders outputs.
         photos: All photos.
         chosen: Index and reason of those that are shown.
@@ -103,8 +104,8 @@ def take_pictures(
             idle = Tile(DO_NOTHING, to_uint8(task.render(inputs, task.baseline(inputs))))
             truth = to_uint8(task.truth(inputs, target)) if task.has_truth(photo) else None
             images = {}
-            for name, (_, infer, _) in contestants.items():
-                images[name] = to_uint8(render(task, inputs, infer)[0])
+            for name, (_, subject, _) in contestants.items():
+                images[name] = to_uint8(subject.render(task, photo, inputs)[0])
                 bar.advance()
             shown.append((index, f"{why} of {judged_by}", [seen, idle], truth, images))
     groups = _look_alikes(list(contestants), [images for *_, images in shown])

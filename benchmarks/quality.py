@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks import metrics
+from benchmarks.subject import Subject
 from models.errors import DataError, ExportError, PareError, explain
 from models.photos import PhotoSet, centre_crop, to_batch
 from models.progress import NULL_PROGRESS, Progress
@@ -23,7 +23,6 @@ from models.progress import NULL_PROGRESS, Progress
 if TYPE_CHECKING:
     from models.tasks.base import Task
 
-Infer = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 TRUTH_METRICS: Mapping[str, str] = {
     "psnr_db": "psnr",
     "ssim": "ssim",
@@ -32,7 +31,6 @@ TRUTH_METRICS: Mapping[str, str] = {
 }
 BASELINE = "do-nothing"
 NO_TRUTH = "the task has no ground truth; quality is measured against what the teacher renders"
-_NS_PER_MS = 1e6
 _OUTLIER = 1.2
 
 
@@ -156,32 +154,8 @@ class Judge:
 
 
 @torch.inference_mode()
-def render(task: Task, inputs: Tensor, infer: Infer) -> tuple[Tensor, float]:
-    """Run one photo's input (1, C, H, W) and render it: RGB (1, 3, H, W) in [0, 1], and the time of the call, ms."""
-    array = np.ascontiguousarray(inputs.numpy())
-    start = time.perf_counter_ns()
-    output = infer(array)
-    spent = (time.perf_counter_ns() - start) / _NS_PER_MS
-    return task.render(inputs, torch.from_numpy(np.asarray(output, np.float32))), spent
-
-
-def end_to_end(task: Task, photo: NDArray[np.uint8], infer: Infer) -> NDArray[np.uint8]:
-    """What an app does: RGB (H, W, 3) uint8 -> tensors, colour conversion, engine, rendering -> RGB uint8."""
-    with torch.inference_mode():
-        inputs = task.app_input(to_batch([photo]))
-        picture, _ = render(task, inputs, infer)
-        return to_uint8(picture)
-
-
-def to_uint8(picture: Tensor) -> NDArray[np.uint8]:
-    """RGB (1, 3, H, W) in [0, 1] -> (H, W, 3) uint8."""
-    pixels: NDArray[np.uint8] = (picture[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    return pixels
-
-
-@torch.inference_mode()
 def evaluate(
-    contestants: Mapping[str, Infer],
+    contestants: Mapping[str, Subject],
     task: Task,
     photos: Photos,
     judge: Judge,
@@ -192,7 +166,7 @@ def evaluate(
     """Show every photo to every contestant and to the do-nothing baseline.
 
     Args:
-        contestants: Name -> a call that computes outputs (1, C, H, W) of inputs (1, C, H, W).
+        contestants: By name.
         task: Makes inputs and renders outputs; its target, rendered, is the ground truth where it has one.
         photos: What they are judged on.
         judge: Scores.
@@ -211,7 +185,7 @@ def evaluate(
             truth = task.truth(inputs, target) if task.has_truth(photo) else None
             reference: Tensor | None = None
             for name in order:
-                picture = _try(scores[name], task, inputs, contestants[name])
+                picture = _try(scores[name], task, photo, inputs, contestants[name])
                 if picture is not None:
                     reference = picture if name == teacher else reference
                     judge.score(scores[name], picture, truth, reference)
@@ -221,26 +195,26 @@ def evaluate(
     return scores
 
 
-def _try(scores: Scores, task: Task, inputs: Tensor, infer: Infer) -> Tensor | None:
+def _try(scores: Scores, task: Task, photo: Tensor, inputs: Tensor, subject: Subject) -> Tensor | None:
     """Render one photo; None where this contestant fails or has failed, which is written down."""
     if scores.error is not None:
         return None
     try:
-        picture, spent = render(task, inputs, infer)
+        picture, spent = subject.render(task, photo, inputs)
         if not bool(torch.isfinite(picture).all()):
             fix = "export it in a higher precision: FP16 overflows, or its INT8 ranges are wrong"
             raise ExportError(explain("output", expected="finite pixels", got="NaN or infinity", fix=fix))
     except Exception as error:  # a third-party runtime may raise anything; the others go on
         scores.error = error
         return None
-    scores.infer_ms.append(_without_outlier(scores.infer_ms, spent, task, inputs, infer))
+    scores.infer_ms.append(_without_outlier(scores.infer_ms, spent, lambda: subject.render(task, photo, inputs)[1]))
     return picture
 
 
-def _without_outlier(known: Sequence[float], spent: float, task: Task, inputs: Tensor, infer: Infer) -> float:
+def _without_outlier(known: Sequence[float], spent: float, again: Callable[[], float]) -> float:
     """Call again, at most twice, when a call took much longer than those before: the photo, or the machine?"""
     for _ in range(2):
         if not known or spent < _OUTLIER * statistics.median(known):
             break
-        spent = min(spent, render(task, inputs, infer)[1])
+        spent = min(spent, again())
     return spent

@@ -18,10 +18,11 @@ from benchmarks.contest_levels import contest_levels
 from benchmarks.cost import Cost
 from benchmarks.machine import Interference, Machine, describe_machine, pinned
 from benchmarks.pictures import Picture, choose_photos, take_pictures
-from benchmarks.quality import BASELINE, Judge, Photos, Scores, end_to_end, evaluate
+from benchmarks.quality import BASELINE, Judge, Photos, Scores, evaluate
 from benchmarks.row import BenchmarkRow
 from benchmarks.screens import records
 from benchmarks.settings import AUTO, Settings
+from benchmarks.subject import Subject
 from benchmarks.timing import Measurement, measure_interleaved
 from models.artifact import Artifact
 from models.errors import ConfigError, explain
@@ -160,8 +161,8 @@ class _Contest:
         judge = Judge(self.settings.lpips_net, self.settings.lpips_weights)
         able = {c.name: c for c in contestants if c.runner is not None}
         reference = next((name for name, c in able.items() if c.artifact is teacher), None)
-        infer = {name: c.infer for name, c in able.items()}
-        scores = evaluate(infer, self.task, self.photos, judge, teacher=reference, progress=self.progress)
+        subjects = {name: c.subject for name, c in able.items()}
+        scores = evaluate(subjects, self.task, self.photos, judge, teacher=reference, progress=self.progress)
         for name, contestant in able.items():
             error = scores[name].error
             if error is not None:
@@ -174,8 +175,8 @@ class _Contest:
             for contestant in able.values():
                 contestant.status, contestant.reasons["latency"] = "built", "not asked for"
             return {}, {}
-        photo = self.photos.load(0)
-        inputs = prepared(self.task, photo)
+        pixels = self.photos.load(0)
+        feeds = {name: feed(c.subject, self.task, pixels) for name, c in able.items()}
         measure = partial(
             measure_interleaved,
             warmup=self.settings.warmup,
@@ -184,10 +185,10 @@ class _Contest:
             progress=self.progress,
         )
         latency = measure(
-            {name: partial(c.infer, inputs) for name, c in able.items()}, iterations=self.settings.iterations
+            {name: partial(c.infer, feeds[name]) for name, c in able.items()}, iterations=self.settings.iterations
         )
         whole = measure(
-            {name: partial(end_to_end, self.task, photo, c.infer) for name, c in able.items()},
+            {name: partial(c.subject.end_to_end, self.task, pixels) for name, c in able.items()},
             iterations=max(self.settings.iterations // 2, 1),
             description="Measuring photo to photo",
         )
@@ -203,7 +204,7 @@ class _Contest:
         best = max(able, key=lambda c: rows[c.name].speedup or 0.0)
         chosen = choose_photos(scores[best.name].distances, self.settings.pictures)
         return take_pictures(
-            {c.name: (rows[c.name].label, c.infer, scores[c.name].distances) for c in able},
+            {c.name: (rows[c.name].label, c.subject, scores[c.name].distances) for c in able},
             self.task,
             self.photos,
             chosen,
@@ -238,14 +239,12 @@ class _Contest:
         }
 
 
-def prepared(task: Task, photo: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Turn one photo (H, W, 3) uint8 into the input (1, C, H, W) of the network."""
-    import numpy as np
-
+def feed(subject: Subject, task: Task, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Turn one photo (H, W, 3) uint8 into what an engine is fed in an app, float32 (1, C, H, W)."""
     from models.photos import to_batch
 
-    inputs = task.app_input(to_batch([photo]))
-    return np.ascontiguousarray(inputs.numpy(), dtype=np.float32)
+    photo = to_batch([pixels])
+    return subject.feed(photo, task.app_input(photo))
 
 
 def _line_up(artifacts: Sequence[Artifact], teacher: Artifact | None) -> tuple[list[Artifact], Artifact | None]:

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.contest import Contestant, open_contestants
 from benchmarks.quality import Photos
-from benchmarks.run import prepared
+from benchmarks.run import feed
 from models.photos import embedded_photos
 from models.registry import get_task
 
@@ -39,7 +39,7 @@ def test_latency(contestant: Contestant, input_size: tuple[int, int], benchmark:
     """One call of the engine, ms; machine-readable facts ride in ``extra_info``."""
     artifact, runner = contestant.artifact, contestant.runner
     photo = Photos.of(embedded_photos("eval"), input_size, limit=1).load(0)
-    inputs = prepared(get_task(artifact.task), photo)
+    inputs = feed(contestant.subject, get_task(artifact.task), photo)
     benchmark.group = artifact.task
     benchmark.extra_info.update(
         model=artifact.model,

@@ -140,6 +140,11 @@ def contract_of(artifact: Artifact, *, precision: Precision, input_size: tuple[i
     )
 
 
+def is_picture(spec: TensorSpec, own: TensorSpec) -> bool:
+    """Say whether ``spec`` of an artifact is an RGB picture in the place of ``own``, the tensor of its task."""
+    return spec.color_space == "srgb" != own.color_space
+
+
 def embedded(contract: Contract, artifact: Artifact) -> dict[str, str]:
     """Return the metadata that goes inside of the file, text to text: contract, origin and versions."""
     return {

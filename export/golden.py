@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.contract import is_picture
 from models.controls import graph_feeds
 from models.registry import get_spec, get_task
 
@@ -31,7 +32,7 @@ def feeds_of(rgb: Tensor, contract: Contract) -> Feeds:
     """
     task = get_task(contract.task)
     first = contract.inputs[0]
-    takes_picture = first.color_space == "srgb" != task.inputs[0].color_space
+    takes_picture = is_picture(first, task.inputs[0])
     knobs = {knob.name: knob.default for knob in get_spec(contract.model, task=contract.task).controls}
     feeds = graph_feeds(task.prepare(rgb)[0].numpy(), contract.inputs, knobs)
     return {**feeds, first.name: np.ascontiguousarray(rgb.numpy())} if takes_picture else feeds
@@ -55,7 +56,7 @@ def expected_of(rgb: Tensor, contract: Contract, reference: Runner) -> Feeds:
     knobs = {knob.name: knob.default for knob in get_spec(contract.model, task=contract.task).controls}
     answer = reference.infer(graph_feeds(inputs.numpy(), reference.inputs, knobs))
     name = contract.outputs[0].name
-    if contract.outputs[0].color_space == "srgb" != task.outputs[0].color_space:
+    if is_picture(contract.outputs[0], task.outputs[0]):
         rendered = task.render(inputs, torch.from_numpy(answer[reference.outputs[0].name]))
         return {name: rendered.numpy()}
     return answer

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.contract import Contract, contract_in
+from export.contract import Contract, contract_in, is_picture
 from export.parity import open_any
 from export.tiling import MINIMUM_OVERLAP, Seams, Tiling, choose_tiling, infer_with, measure_seams, run_tiled
 from models.artifact import Artifact
@@ -84,8 +84,8 @@ def tile_photo(
     rgb = to_batch([photo])
     task = get_task(artifact.task)
     packed = _with_controls(task.app_input(rgb), artifact, controls or {})
-    takes_picture = contract is not None and contract.inputs[0].color_space == "srgb" != task.inputs[0].color_space
-    gives_picture = contract is not None and contract.outputs[0].color_space == "srgb" != task.outputs[0].color_space
+    takes_picture = contract is not None and is_picture(contract.inputs[0], task.inputs[0])
+    gives_picture = contract is not None and is_picture(contract.outputs[0], task.outputs[0])
     runner, reason = open_any(path, device=device, threads=threads)
     if runner is None:
         fix = "tile another artifact of the same network"

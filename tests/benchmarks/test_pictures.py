@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.pictures import choose_photos, take_pictures
 from benchmarks.quality import Photos
+from benchmarks.subject import Subject
 from models.registry import get_task
 
 
@@ -23,9 +24,9 @@ def test_fewer_photos_than_asked_for() -> None:
     assert choose_photos([0.1, 0.3], 1) == [(1, "worst photo")]
 
 
-def constant(value: float) -> Any:
+def constant(value: float) -> Subject:
     """A network that paints everything in one chroma."""
-    return lambda inputs: np.full((1, 2, *inputs.shape[2:]), value, np.float32)
+    return Subject(lambda inputs: np.full((1, 2, *inputs.shape[2:]), value, np.float32))
 
 
 def test_tiles_from_input_to_truth_and_look_alikes_once(photos: np.ndarray[Any, Any]) -> None:
@@ -51,7 +52,7 @@ def test_tiles_from_input_to_truth_and_look_alikes_once(photos: np.ndarray[Any, 
 def test_doing_nothing_is_shown_where_it_is_not_the_input(photos: np.ndarray[Any, Any]) -> None:
     task = get_task("low_light")
     shown = Photos.of(photos, (64, 64), limit=1)
-    contestants = {"t": ("Teacher", lambda inputs: np.full((1, 3, 64, 64), 0.5, np.float32), [0.1])}
+    contestants = {"t": ("Teacher", Subject(lambda inputs: np.full((1, 3, 64, 64), 0.5, np.float32)), [0.1])}
     (picture,) = take_pictures(contestants, task, shown, [(0, "worst photo")], judged_by="Teacher")
     assert [tile.label for tile in picture.tiles] == ["Input", "Do nothing", "Teacher", "Ground truth"]
     assert picture.tiles[0].image.mean() < 0.7 * picture.tiles[1].image.mean()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import BASELINE, Judge, Photos, Scores, end_to_end, evaluate
+from benchmarks.quality import BASELINE, Judge, Photos, Scores, evaluate
+from benchmarks.subject import Subject
 from models.errors import DataError
 from models.photos import open_photos
 from models.registry import get_task
@@ -18,14 +19,14 @@ from models.registry import get_task
 TASK = get_task("colorize")
 
 
-def truth_of(photos: Photos) -> Any:
+def truth_of(photos: Photos) -> Subject:
     """A contestant that answers with the ground truth, whatever order it is asked in."""
     answers = {}
     for index in range(len(photos)):
         rgb = torch.from_numpy(photos.load(index)).permute(2, 0, 1)[None].float() / 255
         inputs, target = TASK.prepare(rgb)
         answers[inputs.numpy().tobytes()] = target.numpy()
-    return lambda inputs: answers[inputs.tobytes()]
+    return Subject(lambda inputs: answers[inputs.tobytes()])
 
 
 def test_photos_from_a_folder_an_array_and_a_tensor(photo_folder: Path, photos: np.ndarray[Any, Any]) -> None:
@@ -50,7 +51,7 @@ def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_the_truth_is_perfect_and_doing_nothing_is_not(photos: np.ndarray[Any, Any], lite_weights: Path) -> None:
     shown = Photos.of(photos, (64, 64), limit=None)
-    idle = {"idle": lambda inputs: np.zeros((1, 2, 64, 64), np.float32), "truth": truth_of(shown)}
+    idle = {"idle": Subject(lambda inputs: np.zeros((1, 2, 64, 64), np.float32)), "truth": truth_of(shown)}
     scores = evaluate(idle, TASK, shown, Judge("lite", lite_weights), teacher="truth")
     assert list(scores) == ["idle", "truth", BASELINE]
     assert scores["truth"].mean("lpips") == pytest.approx(0, abs=1e-6)
@@ -76,7 +77,7 @@ def test_one_that_fails_does_not_stop_the_others(photos: np.ndarray[Any, Any], l
     def overflow(inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.full((1, 2, 64, 64), np.nan, np.float32)
 
-    able = {"crash": crash, "overflow": overflow, "truth": truth_of(shown)}
+    able = {"crash": Subject(crash), "overflow": Subject(overflow), "truth": truth_of(shown)}
     scores = evaluate(able, TASK, shown, Judge("lite", lite_weights), teacher=None)
     assert isinstance(scores["crash"].error, OSError)
     assert scores["crash"].mean("lpips") is None
@@ -95,6 +96,6 @@ def test_a_mean_that_is_not_finite_is_unknown() -> None:
 
 
 def test_from_photo_to_photo(photos: np.ndarray[Any, Any]) -> None:
-    picture = end_to_end(TASK, photos[0], truth_of(Photos.of(photos, (64, 64), limit=None)))
+    picture = truth_of(Photos.of(photos, (64, 64), limit=None)).end_to_end(TASK, photos[0])
     assert picture.dtype == np.uint8
     assert np.abs(picture.astype(int) - photos[0]).max() <= 1

@@ -78,6 +78,25 @@ def test_the_engines_compute_what_pytorch_computes(result: Benchmark) -> None:
         assert (row.params_m, row.gmacs) == (student.params_m, student.gmacs)
 
 
+@pytest.mark.parametrize("options", [{"image_input": True}, {"image_input": True, "image_output": True}])
+def test_a_package_of_pictures_is_judged_like_one_of_tensors(
+    tiny_run: Path, photos: np.ndarray[Any, Any], lite_weights: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    pytest.importorskip("coremltools")
+    from export.to_coreml import export
+
+    teacher, student = (Artifact.load(tiny_run / name) for name in FILES[:2])
+    made = export(student, tmp_path / "a.mlpackage", precision=Precision.FP32, input_size=(64, 64), options=options)
+    chosen = settings(lite_weights, iterations=1, pictures=1)
+    found = benchmark([student, made], photos, teacher=teacher, settings=chosen)
+    eager, package = found.rows[1:]
+    assert package.status == "built"
+    assert package.lpips == pytest.approx(eager.lpips, abs=1e-3)
+    assert package.psnr_db == pytest.approx(eager.psnr_db, abs=0.02)
+    labels = [tile.label for tile in found.pictures[0].tiles] + [n for t in found.pictures[0].tiles for n in t.also]
+    assert package.label in labels
+
+
 def test_raw_samples_and_reasons_are_kept(result: Benchmark) -> None:
     for row in result.rows[:4]:
         assert len(row.times_ms) == 3

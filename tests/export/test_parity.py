@@ -44,11 +44,14 @@ def test_teacher_computes_what_pytorch_computes(target: str, tiny_teacher: Artif
     assert result.max_abs <= row.tolerance[Precision.FP32] * result.span
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino", "tensorrt"])
-def test_open_sizes_compute_what_pytorch_computes(target: str, exported: Exporter, tiny_student: Artifact) -> None:
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
+@pytest.mark.parametrize("target", list_targets())
+def test_open_sizes_compute_what_pytorch_computes(
+    target: str, precision: Precision, exported: Exporter, tiny_student: Artifact
+) -> None:
     from export.golden import random_photo
 
-    made = exported(target, dynamic=True)
+    made = exported(target, precision, dynamic=True)
     photos = [random_photo(size) for size in ((32, 96), (128, 64))]
     for photo in photos:
         assert check_parity(tiny_student, made, [photo], threads=1).passed

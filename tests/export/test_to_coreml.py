@@ -69,6 +69,9 @@ def test_the_contract_lies_inside_of_the_package(exported: Exporter, tiny_studen
     assert "CIELab lightness" in inside["pare.color_contract"]
     assert "coremltools" in json.loads(inside["pare.versions"])
     assert json.loads(inside["pare.contract"]) == artifact.metadata["contract"]
+    spec = pytest.importorskip("coremltools").utils.load_spec(str(artifact.path))
+    assert spec.specificationVersion == 8  # iOS 17, macOS 14
+    assert spec.WhichOneof("Type") == "mlProgram"
     assert Artifact.load(artifact.path).sha256 == sha256_of(artifact.path)
     assert not list(artifact.path.parent.glob(".part*"))
 
