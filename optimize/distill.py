@@ -100,9 +100,9 @@ class DistillConfig:
         if not 0 < self.narrow < 1:
             fix = "use for example distill.narrow=0.5"
             raise ConfigError(explain("narrow", expected="between 0 and 1", got=self.narrow, fix=fix))
-        if not 0 <= self.alpha <= 1 or self.temperature <= 0:
-            got = f"alpha {self.alpha}, temperature {self.temperature}"
-            expected = "alpha in [0, 1], temperature above 0"
+        if not 0 <= self.alpha <= 1 or self.temperature <= 0 or self.axis not in (1, 2, 3):
+            got = f"alpha {self.alpha}, temperature {self.temperature}, axis {self.axis}"
+            expected = "alpha in [0, 1], temperature above 0, axis 1, 2 or 3"
             raise ConfigError(explain("kl_mse", expected=expected, got=got, fix="change the recipe"))
 
 

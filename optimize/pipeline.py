@@ -37,6 +37,7 @@ from optimize.sources import (
     Photos,
     check_device,
     check_input,
+    check_lpips,
     check_size,
     make_context,
     open_recipe_photos,
@@ -98,13 +99,9 @@ def run_pipeline(
         ExportError: Also with ``keep_going``: no target took the network.
         PareError: Bad input, NaN loss, a full disk, a folder that holds another run, or nothing left to ship.
     """
-    from benchmarks.metrics import load_lpips
-
     _check_one_process()
     check_device(recipe.device)
-    for name in recipe.stages:
-        stage_config(recipe, name)
-    load_lpips(recipe.lpips_net, recipe.lpips_weights)
+    check_lpips(recipe, [stage_config(recipe, name) for name in recipe.stages])
     photos = open_recipe_photos(recipe.data, seed=recipe.seed, task=recipe_task(recipe), progress=progress)
     progress.note(f"Photos: {photos.describe()}")
     configs = {name: stage_config(recipe, name, stage_defaults(name, recipe, photos)) for name in recipe.stages}

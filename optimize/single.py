@@ -19,6 +19,7 @@ from optimize.run_folder import Policy, RunFolder, StageFolder, check_space
 from optimize.sources import (
     check_device,
     check_input,
+    check_lpips,
     check_size,
     make_context,
     open_recipe_photos,
@@ -62,7 +63,7 @@ def run_single(
     """
     recipe = replace(recipe, stages=(name,) if name != "train" else ())
     check_device(recipe.device)
-    stage_config(recipe, name)
+    check_lpips(recipe, [stage_config(recipe, name)])
     given = Artifact.load(artifact) if artifact is not None else None
     if root.suffix == ".safetensors":
         fix = f"pass --output {root.with_suffix('')}"

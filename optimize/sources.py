@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.metrics import METRICS
 from models.artifact import Artifact, load_network, read_tensors, save_network, sha256_of, sidecar_of
@@ -245,6 +246,22 @@ def _several(answer: object, model: str) -> str:
     keys = f" ({', '.join(map(str, answer))})" if isinstance(answer, dict) else ""
     fix = f"write a small module around {model} whose forward returns the one to keep"
     return f"a {type(answer).__name__} of {len(shapes)} tensors {shapes}{keys}: {fix}"
+
+
+def check_lpips(recipe: Recipe, configs: Iterable[Any]) -> None:
+    """Load every LPIPS net that a run measures and trains with: weights that are missing show before hours of work.
+
+    Raises:
+        UnknownNameError: No such net.
+        MissingWeightsError: Its weights are nowhere.
+        CheckpointError: They are damaged, or those of another net.
+    """
+    from benchmarks.metrics import load_lpips
+
+    nets = [getattr(config, "lpips_net", None) for config in configs if getattr(config, "perceptual_weight", 0)]
+    for net in dict.fromkeys([recipe.lpips_net, *nets]):
+        if net is not None:
+            load_lpips(net, recipe.lpips_weights)
 
 
 def check_device(device: str) -> None:

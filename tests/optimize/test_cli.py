@@ -271,6 +271,32 @@ def test_bad_input_is_named(quick: Path, argv: str, status: int, text: str, caps
     assert len(list((quick / "photos").iterdir())) == 4
 
 
+@pytest.mark.parametrize(
+    ("argv", "status", "text"),
+    [
+        ("run --lpips-net squeeze --lpips-weights nowhere", 1, "LPIPS weights: expected nowhere, got no such file"),
+        ("distill --lpips-net squeeze --lpips-weights nowhere", 1, "LPIPS weights: expected nowhere"),
+        ("distill --set distill.lpips_net=vgg --lpips-weights nowhere", 1, "LPIPS weights: expected nowhere"),
+        ("train --set train.lpips_net=sqeeze", 2, "fix: use 'squeeze'"),
+    ],
+)
+def test_lpips_weights_are_looked_for_before_anything_is_trained(
+    tmp_path: Path,
+    argv: str,
+    status: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    for stage in ("train", "distill"):
+        monkeypatch.setattr(f"optimize.{stage}.run", lambda *_: pytest.fail("it was trained"))
+    assert main([*argv.split(), "--data", "photos", "-o", "out", "--quiet"]) == status
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_own_teacher_is_imported_from_the_working_folder(quick: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """``--teacher package.module:factory --weights file`` ends up as an artifact that later stages can load."""
     (quick / "own_net_of_test.py").write_text(

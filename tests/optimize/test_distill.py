@@ -298,8 +298,9 @@ def test_a_feature_that_is_never_computed_is_said() -> None:
     ("values", "message"),
     [
         ({"output_weight": -1.0}, "distillation losses: expected weights of 0 or more, one above 0, got"),
-        ({"alpha": 1.5}, r"kl_mse: expected alpha in \[0, 1\], temperature above 0, got alpha 1\.5"),
-        ({"temperature": 0.0}, "got alpha 0.5, temperature 0.0; fix: change the recipe"),
+        ({"alpha": 1.5}, r"kl_mse: expected alpha in \[0, 1\], temperature above 0, axis 1, 2 or 3, got alpha 1\.5"),
+        ({"temperature": 0.0}, "got alpha 0.5, temperature 0.0, axis 1; fix: change the recipe"),
+        ({"axis": 0}, "got alpha 0.5, temperature 4.0, axis 0; fix: change the recipe"),
     ],
 )
 def test_wrong_settings_are_refused(values: dict[str, float], message: str) -> None:
