@@ -60,7 +60,7 @@ def _values(given: Sequence[str]) -> dict[str, float]:
         try:
             values[name] = float(value)
         except ValueError as error:
-            fix = "write --set alpha=0.3"
+            fix = "write --set alpha=0.3; an option of the target is --option NAME=VALUE"
             raise UsageError(explain("--set", expected="NAME=NUMBER", got=repr(text), fix=fix)) from error
     return values
 

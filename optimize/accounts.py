@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.view import number
 from models.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _quantized(metadata: Mapping[str, Any]) -> list[str]:
     record = metadata["quantization"]
     floats = ", ".join(record["float_layers"]) or "none"
     said = [f"calibrated on {describe(record['coverage'])}", f"layers in higher precision: {floats}"]
-    return [*said, f"LPIPS {metadata['lpips_drop']:+.4f}, simulated"]
+    return [*said, f"LPIPS {number(metadata['lpips_drop'], 4, sign=True)}, simulated"]
 
 
 def notes(run: Run) -> list[str]:

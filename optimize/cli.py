@@ -314,7 +314,8 @@ def _print_summary(summary: Mapping[str, Any]) -> None:
     if best:
         drop = "" if best["lpips_drop"] is None else f", LPIPS-{best['lpips_net']} {best['lpips_drop']:+.4f}"
         times = f"{best['teacher_latency_p50_ms']:.1f} ms -> {best['latency_p50_ms']:.2f} ms"
-        print(f"fastest   {best['label']}: {times}, {best['speedup']:.1f}x{drop}")
+        noisy = " (noisy)" if best["is_noisy"] else ""
+        print(f"fastest   {best['label']}: {times}, {best['speedup']:.1f}x{noisy}{drop}")
     print(f"report    {summary['report']}")
 
 

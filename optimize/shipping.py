@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.row import BenchmarkRow
+from benchmarks.view import Headline
 from models.artifact import write_json
 from models.errors import ExportError, PareError, QualityGateError, explain
 from models.progress import Progress
@@ -230,6 +231,7 @@ def best_row(run: Run) -> dict[str, Any] | None:
         return None
     best = max(able, key=lambda row: row.speedup or 0.0)
     known = best.distance is not None and teacher.distance is not None
+    drop = (best.distance or 0.0) - (teacher.distance or 0.0)
     return {
         "label": best.label,
         "artifact": best.artifact,
@@ -238,6 +240,7 @@ def best_row(run: Run) -> dict[str, Any] | None:
         "speedup": best.speedup,
         "lpips": best.lpips,
         "lpips_vs_teacher": best.lpips_vs_teacher,
-        "lpips_drop": (best.distance or 0.0) - (teacher.distance or 0.0) if known else None,
+        "is_noisy": Headline(best, teacher, drop).is_noisy,
+        "lpips_drop": drop if known else None,
         "lpips_net": best.lpips_net,
     }

@@ -96,6 +96,11 @@ def test_folder_stands_for_the_artifact_in_it(
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--input-size", "30", "64"], 1, "got 30x64; fix: resize, crop or pad"),
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--input-size", "64"], 2, "--input-size"),
         (["onnx", "ARTIFACT", "-o", "OUT.pt"], 2, "fix: write to OUT.onnx"),
+        (
+            ["onnx", "ARTIFACT", "-o", "OUT.onnx", "--set", "ort=true"],
+            2,
+            "an option of the target is --option NAME=VALUE",
+        ),
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--option", "ort"], 2, "expected NAME=VALUE, got 'ort'"),
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--option", "art=1"], 2, "got ['art']; fix: leave it out"),
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--device", "tpu"], 1, "expected cpu | cuda, got 'tpu'"),

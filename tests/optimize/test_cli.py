@@ -42,6 +42,7 @@ SUMMARY: dict[str, Any] = {
         "teacher_latency_p50_ms": 105.0,
         "speedup": 70.0,
         "lpips": 0.18,
+        "is_noisy": True,
         "lpips_drop": 0.004,
         "lpips_net": "lite",
     },
@@ -88,7 +89,7 @@ def test_run_with_nothing_else(calls: Calls, capsys: pytest.CaptureFixture[str])
     assert calls.root == Path("runs/resnet18_unet")
     assert calls.values["policy"] == "same"
     out = capsys.readouterr().out
-    assert "fastest   Quantized · OpenVINO INT8: 105.0 ms -> 1.50 ms, 70.0x, LPIPS-lite +0.0040" in out
+    assert "fastest   Quantized · OpenVINO INT8: 105.0 ms -> 1.50 ms, 70.0x (noisy), LPIPS-lite +0.0040" in out
     assert "not taken: no gain" in out
     assert "coreml    int8  failed: why" in out
     assert out.endswith("report    runs/x/report/index.html\n")
