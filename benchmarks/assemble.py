@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.contest import Contestant, name_of, say
 from benchmarks.cost import Cost, cost
 from benchmarks.quality import Photos, Scores
-from benchmarks.row import BenchmarkRow, join_reasons
+from benchmarks.row import COUNTED, NO_ORIGIN, BenchmarkRow, join_reasons
 from benchmarks.timing import Measurement
 from models.artifact import Artifact, load_network, size_of
 from models.errors import PareError
@@ -20,7 +20,6 @@ from models.registry import get_spec
 _ORIGINS = ("teacher", "train")
 _MEANS = ("lpips", "lpips_vs_teacher", "psnr_db", "ssim", "ms_ssim", "delta_e")
 _NO_TEACHER = "no teacher among the artifacts; pass --teacher"
-_NO_ORIGIN = "the PyTorch artifact that it was exported from is not among those measured"
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def build_row(contestant: Contestant, found: Findings) -> BenchmarkRow:
     if isinstance(spent, Cost):
         values.update(params_m=spent.params_m, gmacs=spent.gmacs)
     else:
-        reasons["params_m, gmacs"] = spent
+        reasons[COUNTED] = spent
     if probe is not None:
         values.update(load_ms=probe.load_ms, first_inference_ms=probe.first_inference_ms)
         values.update(peak_rss_mb=probe.peak_rss_mb, rss_idle_mb=probe.rss_idle_mb)
@@ -158,7 +157,7 @@ def count_costs(artifacts: Sequence[Artifact], input_size: tuple[int, int]) -> d
         while origin is not None and origin.format != "torch":
             origin = by_hash.get(origin.parent_sha256 or "")
         if origin is None:
-            counted[artifact.sha256] = _NO_ORIGIN
+            counted[artifact.sha256] = NO_ORIGIN
             continue
         if origin.sha256 not in counted:
             counted[origin.sha256] = _count(origin, input_size)

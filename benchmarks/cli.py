@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +39,8 @@ def run_command(
         Path, typer.Option("--output", "-o", help="A .json file for the rows, or a folder for a whole report.")
     ] = Path("rows.json"),
     teacher: Annotated[
-        Path | None, typer.Option(help="The reference, a .safetensors artifact. Default: the one in the folder.")
+        Path | None,
+        typer.Option(help="The reference, a .safetensors artifact. Default: that of the folder, or shipped."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of photos that nothing was trained on. Default: sample photos.")
@@ -51,7 +53,10 @@ def run_command(
     warmup: Annotated[int, typer.Option(help="Unrecorded calls of each artifact.")] = 10,
     iterations: Annotated[int, typer.Option(help="Recorded calls of each artifact.")] = 50,
     max_seconds: Annotated[float, typer.Option(help="Leave an artifact at fewer calls after so long.")] = 30.0,
-    input_size: InputSize = (256, 256),
+    input_size: Annotated[
+        tuple[int, int] | None,
+        typer.Option("--input-size", metavar="H W", help="Pixels. Default: what the artifacts were made for."),
+    ] = None,
     lpips_net: Annotated[str, typer.Option(help="lite, squeeze, alex or vgg.")] = "lite",
     lpips_weights: Annotated[Path | None, typer.Option(help="Folder with the official weights.")] = None,
     pictures: Annotated[int, typer.Option(help="Photos shown side by side in a report.")] = 4,
@@ -61,7 +66,7 @@ def run_command(
     quiet: Quiet = False,
 ) -> None:
     """Measure every artifact of a bundle, a run folder or a list on this machine."""
-    from benchmarks.collect import find_artifacts
+    from benchmarks.collect import exported_size, find_artifacts, shipped_teacher
     from benchmarks.run import benchmark
     from benchmarks.settings import Settings
     from models.artifact import Artifact
@@ -70,7 +75,6 @@ def run_command(
     from models.registry import get_task
 
     settings = Settings(
-        input_size=input_size,
         device=device,
         threads=threads,
         warmup=warmup,
@@ -85,7 +89,8 @@ def run_command(
     )
     with ExitStack() as stack:
         artifacts, root = find_artifacts(paths, stack)
-        reference = Artifact.load(teacher) if teacher is not None else None
+        settings = replace(settings, input_size=input_size or exported_size(artifacts) or settings.input_size)
+        reference = Artifact.load(teacher) if teacher is not None else shipped_teacher(artifacts, root)
         task = get_task(artifacts[0].task)
         photos = open_for(data, task=task) if data is not None else embedded_photos("eval")
         progress = make_progress(quiet=quiet)

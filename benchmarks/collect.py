@@ -6,11 +6,14 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from export.bundle import MANIFEST
+from export.contract import contract_in
 from models.artifact import FORMATS, Artifact
 from models.errors import CheckpointError, DataError, explain
+from models.registry import MODELS, WEIGHTS
 
 _FIELDS = frozenset(("schema", "format", "sha256", "model", "task"))
 
@@ -35,7 +38,7 @@ def find_artifacts(paths: Sequence[Path], stack: ExitStack) -> tuple[list[Artifa
         if not path.exists():
             fix = "pass an artifact, a run folder or a bundle"
             raise CheckpointError(explain("artifact", expected=f"{path}", got="no such file", fix=fix))
-        root = _unpacked(path, stack) if path.suffix == ".zip" else path
+        root = _unpacked(path, stack) if path.suffix == ".zip" else path if path.name else path.resolve()
         roots.append(root if root.is_dir() and not _is_sidecar_of(root) else root.parent)
         found += [Artifact.load(one) for one in _below(root)]
     if not found:
@@ -45,6 +48,26 @@ def find_artifacts(paths: Sequence[Path], stack: ExitStack) -> tuple[list[Artifa
     unique = {(artifact.sha256, artifact.format): artifact for artifact in reversed(found)}
     chosen = [artifact for artifact in found if unique[artifact.sha256, artifact.format] is artifact]
     return sorted(chosen, key=_rank), roots[0]
+
+
+def shipped_teacher(artifacts: Sequence[Artifact], root: Path) -> Artifact | None:
+    """Return the teacher that ships with Pare, where ``artifacts`` or the bundle ``root`` were made from it.
+
+    A run on it holds no copy of its weights, nor does a bundle.
+    """
+    made_from = {artifact.parent_sha256 for artifact in artifacts}
+    for bundle in (root / MANIFEST, *root.glob(f"*/{MANIFEST}")):
+        with suppress(OSError, ValueError, AttributeError):
+            made_from.add(json.loads(bundle.read_text(encoding="utf-8")).get("teacher_sha256"))
+    files = [WEIGHTS / row.weights for row in MODELS.values() if row.role == "teacher" and row.weights]
+    shipped = (Artifact.load(path) for path in files if path.exists())
+    return next((teacher for teacher in shipped if teacher.sha256 in made_from), None)
+
+
+def exported_size(artifacts: Sequence[Artifact]) -> tuple[int, int] | None:
+    """Return the height and width that the first exported one of ``artifacts`` was made for; None: there is none."""
+    exported = (artifact for artifact in artifacts if artifact.metadata.get("contract"))
+    return next((contract_in(artifact).input_size for artifact in exported), None)
 
 
 def _rank(artifact: Artifact) -> tuple[int, int, str]:

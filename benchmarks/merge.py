@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.report import rows_of
-from benchmarks.row import BenchmarkRow
+from benchmarks.row import COUNTED, NO_ORIGIN, BenchmarkRow, join_reasons
 from benchmarks.view import BUSY_LIMIT
 from models.errors import ConfigError, explain
 
@@ -15,9 +15,11 @@ from models.errors import ConfigError, explain
 def merge(report: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the rows of other machines into a report.
 
-    A row replaces an earlier one of the same artifact, device, machine and size. A measured row also takes the place of
-    one that could not be timed (``built``) of the same artifact, size and LPIPS net. Speedups stay those of
-    the machine that they were measured on; rows that do not compare (LPIPS net, photos, machine) get their own plot.
+    A row replaces an earlier one of the same artifact, device, machine and size, unless it would no longer compare with
+    the teacher of the report: measured without one, or on other photos, it is left out, and a note says so. A measured
+    row also takes the place of one that could not be timed (``built``) of the same artifact, size and LPIPS net.
+    Speedups stay those of the machine that they were measured on; rows that do not compare (LPIPS net, photos, machine)
+    get their own plot.
 
     Args:
         report: Content of ``report.json``.
@@ -31,28 +33,59 @@ def merge(report: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> dic
     """
     rows = rows_of(report)
     machines = dict(report.get("machines") or {str(report["machine"].get("id")): report["machine"]})
-    tasks = {row.task for row in rows}
+    tasks, notes = {row.task for row in rows}, list(report.get("notes") or [])
     for other in others:
         added = rows_of(other)
         strange = sorted({row.task for row in added} - tasks)
         if rows and strange:
             fix = "merge rows of artifacts from the same run"
             raise ConfigError(explain("rows to merge", expected=f"task {sorted(tasks)}", got=strange, fix=fix))
-        rows = _joined(rows, added)
+        rows, left_out = _joined(rows, added)
+        notes += _say_left_out(left_out)
         machines.update(other.get("machines") or {str(other["machine"].get("id")): other["machine"]})
     screens = {key: value for content in (report, *others) for key, value in (content.get("screens") or {}).items()}
-    return {**report, "rows": [row.to_json() for row in rows], "machines": machines, "screens": screens}
+    content = {"rows": [row.to_json() for row in rows], "notes": notes, "machines": machines, "screens": screens}
+    return {**report, **content}
 
 
-def _joined(rows: Sequence[BenchmarkRow], added: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
-    joined = list(rows)
+def _joined(
+    rows: Sequence[BenchmarkRow], added: Sequence[BenchmarkRow]
+) -> tuple[list[BenchmarkRow], list[BenchmarkRow]]:
+    """Return the rows together, and those of ``added`` that were left out."""
+    joined, left_out = list(rows), []
     for row in added:
         place = next((index for index, old in enumerate(joined) if _replaces(row, old)), None)
         if place is None:
             joined.append(row)
+        elif row.key == joined[place].key and _loses(row, joined[place]):
+            left_out.append(row)
         else:
-            joined[place] = row
-    return joined
+            joined[place] = _completed(row, joined[place])
+    return joined, left_out
+
+
+def _loses(new: BenchmarkRow, old: BenchmarkRow) -> bool:
+    """Say whether a row of the same machine would no longer compare with the teacher of the report."""
+    others = (new.lpips_net, new.photos_fingerprint) != (old.lpips_net, old.photos_fingerprint)
+    return old.speedup is not None and (new.speedup is None or others)
+
+
+def _completed(new: BenchmarkRow, old: BenchmarkRow) -> BenchmarkRow:
+    """Return ``new`` with what is counted, not measured, where only ``old`` knows it."""
+    if new.gmacs is not None or old.gmacs is None:
+        return new
+    reason = (new.reason or "").replace(join_reasons({COUNTED: NO_ORIGIN}) or "", "").strip("; ") or None
+    return replace(new, params_m=old.params_m, gmacs=old.gmacs, reason=reason)
+
+
+def _say_left_out(rows: Sequence[BenchmarkRow]) -> list[str]:
+    if not rows:
+        return []
+    names = ", ".join(row.label for row in rows)
+    return [
+        f"Measured again on {rows[0].machine} without the teacher or on other photos, and left out: {names}. Pass the "
+        "same --teacher and --data to `python -m benchmarks run`."
+    ]
 
 
 def _replaces(new: BenchmarkRow, old: BenchmarkRow) -> bool:

@@ -15,6 +15,9 @@ TARGET_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "openvino": "OpenVIN
 TARGET_NAMES["coreml"] = "Core ML"
 STAGE_NAMES = {"teacher": "Teacher", "distill": "Distilled", "prune": "Pruned", "quantize": "Quantized"}
 
+#: What a reason names where the cost of a network is unknown, and why it is of an exported artifact alone.
+COUNTED = "params_m, gmacs"
+NO_ORIGIN = "the PyTorch artifact that it was exported from is not among those measured"
 #: Folders of a run that hold what it does not ship.
 _ASIDE = frozenset(("stages", "reference", "rejected"))
 
@@ -199,7 +202,8 @@ class BenchmarkRow:
     @property
     def engine_name(self) -> str:
         """Target and precision for people, for example ``OpenVINO INT8``."""
-        return f"{TARGET_NAMES.get(self.target, self.target)} {self.precision.upper()}"
+        mobile = " (.ort)" if self.artifact.endswith(".ort") else ""
+        return f"{TARGET_NAMES.get(self.target, self.target)} {self.precision.upper()}{mobile}"
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, all fields."""

@@ -76,6 +76,7 @@ def write_bundle(
     output: Path,
     *,
     reference: Artifact,
+    teacher: Artifact | None = None,
     photo: Tensor | None = None,
     scores: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress = NULL_PROGRESS,
@@ -86,6 +87,8 @@ def write_bundle(
         artifacts: What is shipped; distinct file names.
         output: Folder to write; replaced if it is a bundle already.
         reference: ``torch`` artifact that they were exported from; its FP32 answers are the golden ones.
+        teacher: ``torch`` artifact that the network was made from; its hash is noted, so that ``benchmarks run`` finds
+            a shipped one.
         photo: (1, 3, H, W) in [0, 1] for the golden vectors, resized to each artifact's size; None: an embedded one.
         scores: {artifact file name: {column: value}} of the report, shown in the README.
         progress: Where to report.
@@ -117,7 +120,7 @@ def write_bundle(
             row = _row(artifact, name, check, (scores or {}).get(artifact.path.name, {}))
             rows.append({**row, "tiling": tiling})
             bar.advance(1, artifact=artifact.path.name)
-        _write_texts(folder, rows, golden, reference)
+        _write_texts(folder, rows, golden, reference, teacher)
     return output
 
 
@@ -221,7 +224,11 @@ def _row(artifact: Artifact, golden: str, check: Check, scores: Mapping[str, Any
 
 
 def _write_texts(
-    folder: Path, rows: Sequence[Mapping[str, Any]], golden: Mapping[str, _Golden], reference: Artifact
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    golden: Mapping[str, _Golden],
+    reference: Artifact,
+    teacher: Artifact | None,
 ) -> None:
     contracts = {name: {**item.contract.to_json(), "words": item.contract.words()} for name, item in golden.items()}
     for content in contracts.values():
@@ -231,6 +238,7 @@ def _write_texts(
         "model": reference.model,
         "task": reference.task,
         "reference_sha256": reference.sha256,
+        "teacher_sha256": None if teacher is None else teacher.sha256,
         "versions": installed_versions(),
         "artifacts": list(rows),
     }

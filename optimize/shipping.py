@@ -181,7 +181,8 @@ def bundle(run: Run, progress: Progress) -> None:
     if read_json(note).get("key") == key and folder.is_dir():
         progress.note(f"bundle: written before: {folder}")
         return
-    write_bundle(run.shipped, folder, reference=run.float_chain[-1], scores=scores, progress=progress)
+    reference = run.float_chain[-1]
+    write_bundle(run.shipped, folder, reference=reference, teacher=run.teacher, scores=scores, progress=progress)
     write_json(note, {"key": key})
 
 

@@ -49,11 +49,13 @@ def test_run_writes_rows_that_merge_joins(
     rows = tmp_path / "rows.json"
     more = ("--data", str(photo_folder), "--lpips-weights", str(lite_weights), "-o", str(rows), "--json")
     onnx = tiny_run / "artifacts" / "student-fp32.onnx"
-    assert main(["run", str(onnx), "--teacher", str(tiny_run / "teacher.safetensors"), *QUICK, *more]) == 0
+    quick = QUICK[3:]  # the size is that of the artifact
+    assert main(["run", str(onnx), "--teacher", str(tiny_run / "teacher.safetensors"), *quick, *more]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["output"] == str(rows)
     assert [row["stage"] for row in answer["rows"]] == ["teacher", "distill"]
     assert answer["rows"][1]["speedup"] > 0
+    assert {(row["height"], row["width"]) for row in answer["rows"]} == {(64, 64)}
     report = written(tmp_path / "report", run_rows)
     assert main(["merge", str(report), str(rows), "-o", str(tmp_path / "joined"), "--json"]) == 0
     joined = json.loads(capsys.readouterr().out)

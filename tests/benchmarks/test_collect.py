@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.collect import find_artifacts
+from benchmarks.collect import exported_size, find_artifacts, shipped_teacher
+from models.artifact import Artifact
 from models.errors import CheckpointError, DataError
+from models.registry import WEIGHTS
 
 NAMES = ["teacher.safetensors", "student.safetensors", "student-fp32.onnx", "student-fp32.openvino"]
 
@@ -26,12 +30,41 @@ def test_a_folder_teacher_first_other_json_ignored(tiny_run: Path, tmp_path: Pat
     assert root == tmp_path / "run"
 
 
+def test_the_folder_one_is_in(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_run)
+    with ExitStack() as stack:
+        found, root = find_artifacts([Path()], stack)
+    assert [artifact.path.name for artifact in found] == NAMES
+    assert root == tiny_run
+
+
 def test_single_artifacts_files_and_folders(tiny_run: Path) -> None:
     paths = [tiny_run / "artifacts" / "student-fp32.openvino", tiny_run / "teacher.safetensors"]
     with ExitStack() as stack:
         found, root = find_artifacts(paths, stack)
     assert [artifact.format for artifact in found] == ["torch", "openvino"]
     assert root == tiny_run / "artifacts"
+
+
+def test_the_shipped_teacher_is_found_by_its_hash(tiny_run: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        found, root = find_artifacts([tiny_run], stack)
+    assert shipped_teacher(found, root) is None
+    shipped = Artifact.load(WEIGHTS / "resnet18_unet.safetensors")
+    assert shipped_teacher([replace(found[1], parent_sha256=shipped.sha256)], root) == shipped
+    for folder in (tmp_path, tmp_path / "bundle"):
+        folder.mkdir(exist_ok=True)
+        (folder / "bundle.json").write_text(json.dumps({"teacher_sha256": shipped.sha256}))
+        assert shipped_teacher(found, tmp_path) == shipped
+        (folder / "bundle.json").write_text(json.dumps({"teacher_sha256": None}))
+    assert shipped_teacher(found, tmp_path) is None
+
+
+def test_artifacts_know_the_size_they_were_made_for(tiny_run: Path) -> None:
+    with ExitStack() as stack:
+        found, _ = find_artifacts([tiny_run], stack)
+    assert exported_size(found) == (64, 64)
+    assert exported_size(found[:2]) is None
 
 
 def test_a_zip_is_unpacked_and_removed(tiny_run: Path, tmp_path: Path) -> None:

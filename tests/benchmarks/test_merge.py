@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.merge import Limits, compare, merge
 from benchmarks.report import rows_of
-from benchmarks.row import BenchmarkRow
+from benchmarks.row import COUNTED, NO_ORIGIN, BenchmarkRow
 from models.errors import ConfigError
 
 MakeRow = Callable[..., BenchmarkRow]
@@ -44,6 +44,31 @@ def test_the_same_measurement_is_replaced_and_nothing_measured_is_lost(run_rows:
     rows = rows_of(merge(content(run_rows), [content([untimed], "there")]))
     assert rows[4] == run_rows[4]
     assert rows[-1] == untimed
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"speedup": None, "reason": "speedup: no teacher"}, {"photos_fingerprint": "other"}, {"lpips_net": "vgg"}],
+)
+def test_a_row_that_no_longer_compares_is_left_out_and_said(
+    run_rows: list[BenchmarkRow], change: dict[str, Any]
+) -> None:
+    again = replace(run_rows[4], latency_p50_ms=0.5, **change)
+    merged = merge(content(run_rows), [content([again])])
+    assert rows_of(merged) == run_rows
+    (note,) = merged["notes"]
+    assert note.startswith("Measured again on here without the teacher or on other photos, and left out: Quantized · O")
+
+
+def test_what_is_counted_is_taken_over_from_the_row_that_knows_it(
+    run_rows: list[BenchmarkRow], make_row: MakeRow
+) -> None:
+    counted = f"{COUNTED}: {NO_ORIGIN}"
+    facts = {"device": "all", "machine": "mac", "speedup": None, "gmacs": None, "params_m": None}
+    mac = make_row("quantize", "coreml", "int8", 0.179, 0.8, **facts, reason=f"speedup: no teacher; {counted}")
+    joined = rows_of(merge(content(run_rows), [content([mac], "mac")]))[-1]
+    assert (joined.gmacs, joined.params_m, joined.latency_p50_ms) == (1.0, 2.0, 0.8)
+    assert joined.reason == "speedup: no teacher"
 
 
 def test_another_net_does_not_replace(run_rows: list[BenchmarkRow], make_row: MakeRow) -> None:

@@ -74,6 +74,7 @@ def test_labels_and_the_teacher(make_row: MakeRow) -> None:
     shipped = make_row("quantize", "onnx", "int8", 0.178, 1.25)
     assert (teacher.is_teacher, exported.is_teacher) == (True, False)
     assert shipped.label == "Quantized · ONNX Runtime INT8"
+    assert make_row("quantize", "onnx", "int8", 0.178, 1.25, artifact="a.ort").label == f"{shipped.label} (.ort)"
     assert teacher.key != exported.key
 
 

@@ -37,7 +37,7 @@ def shipped(exported: Exporter) -> list[Artifact]:
 def bundle(shipped: list[Artifact], tiny_student: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("bundles") / "bundle"
     scores = {shipped[0].path.name: {"lpips": 0.1234, "latency_p50_ms": None}}
-    return write_bundle(shipped, output, reference=tiny_student, scores=scores)
+    return write_bundle(shipped, output, reference=tiny_student, teacher=tiny_student, scores=scores)
 
 
 def copy_of(bundle: Path, folder: Path) -> Path:
@@ -48,6 +48,7 @@ def copy_of(bundle: Path, folder: Path) -> Path:
 
 def test_everything_is_in_it(bundle: Path, shipped: list[Artifact]) -> None:
     manifest = json.loads((bundle / "bundle.json").read_text())
+    assert manifest["teacher_sha256"] == manifest["reference_sha256"]
     assert [row["file"] for row in manifest["artifacts"]] == [f"artifacts/{one.path.name}" for one in shipped]
     for row, artifact in zip(manifest["artifacts"], shipped, strict=True):
         assert row["sha256"] == artifact.sha256

@@ -126,9 +126,12 @@ class Bench:
         values = {f"{row.artifact}@{row.device}": {"lpips": [row.lpips]} for row in rows}
         return Benchmark(tuple(rows), describe_machine(threads=1), {"photos": {"names": ["a"], "values": values}}, ())
 
-    def bundle(self, artifacts: list[Artifact], output: Path, *, reference: Artifact, **rest: Any) -> Path:
+    def bundle(
+        self, artifacts: list[Artifact], output: Path, *, reference: Artifact, teacher: Artifact, **rest: Any
+    ) -> Path:
         """Stand in for the bundle."""
         assert reference.format == "torch"
+        assert teacher.stages == ("teacher",)
         output.mkdir(exist_ok=True)
         self.bundles.append([artifact.path.name for artifact in artifacts])
         return output
