@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.artifact import Artifact, load_network, save_network
+from export.files import remove
+from models.artifact import Artifact, load_network, save_network, sidecar_of
 from models.errors import CheckpointError, ConfigError, ExportError, MissingExtraError, UnsupportedError, explain
 from models.registry import get_spec
 from models.spec import ModelSpec, Precision
@@ -237,7 +238,8 @@ def run(
         artifact: ``torch`` artifact.
         config: How much, what, how.
         data: Photos, teacher, input size, threads.
-        out: Folder; a finished search (``prune_start.safetensors``) and a checkpoint of the fine-tuning are used.
+        out: Folder; the search of an interrupted run (``prune_start.safetensors``) and a checkpoint of its fine-tuning
+            are used.
         fine_tune: Replaces the distillation.
         measure: Replaces the engines.
 
@@ -285,7 +287,11 @@ def run(
         model_kwargs=artifact.model_kwargs,
         metadata={**found, "recipe": _plain(config), "wall_seconds": round(time.time() - started, 1)},
     )
-    return written_once(save, out / "pruned.safetensors")
+    result = written_once(save, out / "pruned.safetensors")
+    if is_main_process():  # it served to go on: beside the result it would be a second artifact of the same name
+        remove(start.path)
+        remove(sidecar_of(start.path))
+    return result
 
 
 def _start(
