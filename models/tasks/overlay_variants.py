@@ -68,8 +68,8 @@ class OverlayVariants(Overlay):
         return pack(_photo(rgb), _drawn(rgb)[:, None])
 
     def app_input(self, rgb: Tensor) -> Tensor:
-        """Photos (N, 3, H, W) in [0, 1] -> packed with the default variant (N, 4, H, W)."""
-        return pack(color.check_rgb(rgb).float(), torch.full((1, 1), VARIANT.default))
+        """Photos (N, 3 or 9, H, W) in [0, 1] -> packed with the default variant (N, 4, H, W)."""
+        return pack(_photo(rgb), torch.full((1, 1), VARIANT.default))
 
     def render(self, inputs: Tensor, outputs: Tensor) -> Tensor:
         """Packed photo (N, 4, H, W) and overlay (N, 1, H, W) -> composite (N, 3, H, W) in [0, 1]."""

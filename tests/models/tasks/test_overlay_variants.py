@@ -74,6 +74,7 @@ def test_what_a_retoucher_made_is_the_target_of_its_variant(task: OverlayVariant
     assert set(variants.tolist()) == {0.0, 1.0}
     assert torch.equal(inputs, task.inputs_of(rgb))
     assert torch.equal(inputs[:, :3], photo)
+    assert torch.equal(task.app_input(rgb)[:, :3], photo)
     torch.testing.assert_close(target, torch.where(variants[:, None, None, None] > 0, second, first), rtol=0, atol=1e-3)
     between = task.prepare_at(rgb, [0.5])[1]
     torch.testing.assert_close(between, (first + second) / 2, rtol=0, atol=1e-3)
