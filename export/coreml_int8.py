@@ -48,10 +48,16 @@ class _QuantizedInput(nn.Module):
         largest = high / _LEVELS if low >= 0 else max(-low / 128, high / 127)
         self.scale = max(largest, 1e-8)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *arguments: Any, **named: Any) -> Tensor:
         levels = torch.quantize_per_tensor(x, self.scale, self.zero_point, torch.quint8)
-        result: Tensor = self.layer(levels.dequantize())
+        result: Tensor = self.layer(levels.dequantize(), *arguments, **named)
         return result
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # the network may read what its layer is: ``self.conv.out_channels``
+            return getattr(super().__getattr__("layer"), name)
 
 
 def quantized_network(

@@ -25,7 +25,7 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
     """
     net = copy.deepcopy(net).eval()
     try:
-        pairs = _traced_pairs(net)
+        pairs = _traced_pairs(copy.deepcopy(net))  # a network that keeps values of its own would keep proxies
     except Exception:  # tracing runs the network's own code on proxies, which may raise anything
         pairs = _sequential_pairs(net)
     for conv_name, norm_name in pairs:

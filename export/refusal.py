@@ -17,24 +17,9 @@ from export.quiet import quiet
 from models.running_module import RunningModule
 
 _DEPENDENT = "data-dependent"
-_CLAMPS = frozenset(("clamp", "clip", "clamp_", "clip_"))
 _SUMMARY = re.compile(r"<class '[^']*'>: (.+)")
 _OPERATOR = re.compile(r"torch\.ops\.\w+\.(\w+)|OpOverload\(op='\w+\.(\w+)'|\bop '(\w+)' not implemented")
 _BRANCH = "_local_scalar_dense"
-
-
-class FloatBounds(TorchFunctionMode):
-    """Makes the bounds of a clamp of floats floats: the exporter of torch 2.13 fails on ``x.clamp(1e-4, 1)``."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        given = dict(kwargs or {})
-        is_clamp = getattr(func, "__name__", "") in _CLAMPS and args and isinstance(args[0], Tensor)
-        if is_clamp and args[0].is_floating_point():
-            args = [float(value) if type(value) is int else value for value in args]
-            given = {name: float(value) if type(value) is int else value for name, value in given.items()}
-        return func(*args, **given)
 
 
 class _Finder(TorchDispatchMode):
@@ -121,9 +106,44 @@ def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor])
     reason = (summary.group(1) if summary else text.splitlines()[0] if text else type(error).__name__).strip()
     found = _OPERATOR.search(text.partition("## Exception summary")[2] or text)
     operator = next((name for name in found.groups() if name), None) if found else None
+    layer = None
     if _DEPENDENT in text:
         operator, reason = _BRANCH, f"Python code decides by the values of a tensor ({reason})"
-    if operator is None:
-        return reason
-    layer = layer_of(net, samples, operator)
-    return f"{'' if layer is None else f'layer {layer}: '}operator {operator}: {reason}"
+    elif operator is None:
+        operator, layer = _in_converter(error) or (None, _in_forward(error, net))
+    if layer is None and operator is not None:
+        layer = layer_of(net, samples, operator)
+    where = "" if layer is None else f"layer {layer or 'the network itself'}: "
+    return f"{where}{'' if operator is None else f'operator {operator}: '}{reason}"
+
+
+def _frames(error: BaseException) -> Iterator[dict[str, Any]]:
+    """Yield the local variables of each frame that ``error`` and its causes went through, the innermost last."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for item in chain:
+        trace = item.__traceback__
+        while trace is not None:
+            yield trace.tb_frame.f_locals
+            trace = trace.tb_next
+
+
+def _in_converter(error: BaseException) -> tuple[str, str] | None:
+    """Return operator and layer of what coremltools was working on, or None."""
+    found = None
+    for values in _frames(error):
+        node: Any = values.get("node")
+        if hasattr(node, "get_scope_info"):
+            found = str(node.kind).strip("_"), [str(name) for name in node.get_scope_info()[0]]
+        elif isinstance(scopes := getattr(values.get("op"), "scopes", None), Mapping):
+            names = [list(path) for source, path in scopes.items() if str(source).endswith("MODULE_NAME")]
+            found = str(values["op"].op_type), [str(name) for name in (names or [[""]])[0]]
+    return None if found is None else (found[0], ".".join(found[1][:-1]))
+
+
+def _in_forward(error: BaseException, net: nn.Module) -> str | None:
+    """Return the name of the innermost module of ``net`` whose own code raised ``error``, or None."""
+    names = {id(module): name for name, module in net.named_modules()}
+    found = [names[id(values["self"])] for values in _frames(error) if id(values.get("self")) in names]
+    return found[-1] if found else None

@@ -120,7 +120,7 @@ def _floats(value: Any) -> list[Tensor]:
 
 def _inside(name: str, args: Any) -> float:
     """Return the largest square that an engine computes inside of a norm, 0 for any other operator."""
-    if name not in _NORMS:
+    if name not in _NORMS or not args[0].numel():
         return 0.0
     x = args[0].float()
     if name == "linalg_vector_norm":

@@ -46,8 +46,10 @@ OPERATORS: Mapping[str, tuple[str, str]] = {
     "bilinear resize": ("kept", "every engine has it; models.layers.upsample_bilinear is two products with constants"),
     "bicubic, exact or antialiased resize": (
         "applied",
-        "two products with constants in Core ML files of a fixed size, where there is none; a resize in the others",
+        "two products with constants, at a fixed size: engines lack them, or compute other numbers",
     ),
+    "fold": ("applied", "a transposed convolution with a constant kernel, which Core ML and TensorRT take"),
+    "Fourier transform": ("applied", "products with constant matrices, real and imaginary part apart, at a fixed size"),
     "grid sample": ("kept", "not on the Neural Engine; write a look-up of a small grid as products with hat weights"),
     "attention": ("applied", "matrix products and a softmax in at most five dimensions; float in INT8"),
     "LayerNorm": ("kept", "float in INT8 and FP32 in FP16 graphs; over channels, models.norms needs no transposes"),
@@ -65,6 +67,10 @@ _KINDS: Mapping[str, str] = {
     "_upsample_nearest_exact2d": "bicubic, exact or antialiased resize",
     "upsample_bicubic2d": "bicubic, exact or antialiased resize",
     "_upsample_bicubic2d_aa": "bicubic, exact or antialiased resize",
+    "col2im": "fold",
+    "_fft_r2c": "Fourier transform",
+    "_fft_c2c": "Fourier transform",
+    "_fft_c2r": "Fourier transform",
     "grid_sampler_2d": "grid sample",
     "grid_sampler_3d": "grid sample",
     "_softmax": "attention",
@@ -212,7 +218,8 @@ def screen_artifact(artifact: Artifact, input_size: tuple[int, int]) -> Screens:
     """Screen the network of a ``torch`` artifact on its calibration inputs, or else on the photos that ship with Pare.
 
     The result of the same artifact and size is computed once in a process. Sides are at most 128 pixels (or the least
-    that the network takes): peaks depend on content, hardly on size.
+    that the network takes): peaks depend on content, hardly on size. A network that fails there, for it takes one size
+    only, is screened at ``input_size``.
     """
     return _screened(artifact.path, artifact.sha256, (int(input_size[0]), int(input_size[1])))
 
@@ -235,8 +242,14 @@ def _screened(path: Path, sha256: str, size: tuple[int, int]) -> Screens:
     from models.registry import get_spec
 
     artifact = Artifact.load(path)
-    inputs = _inputs(artifact, _small(get_spec(artifact.model, task=artifact.task).size, size), _PHOTOS)
-    return screen(load_network(artifact).float(), [torch.from_numpy(item) for item in inputs])
+    net = load_network(artifact).float()
+    small = _small(get_spec(artifact.model, task=artifact.task).size, size)
+    try:
+        return screen(net, [torch.from_numpy(item) for item in _inputs(artifact, small, _PHOTOS)])
+    except Exception:  # a network of a user's that takes one size only may raise anything at another
+        if small == size:
+            raise
+    return screen(net, [torch.from_numpy(item) for item in _inputs(artifact, size, _PHOTOS)])
 
 
 def _small(allowed: SizeRequirements, size: tuple[int, int]) -> tuple[int, int]:

@@ -29,6 +29,7 @@ from export.coreml_options import Options, package_contract
 from export.coreml_quirks import repaired_converter
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
+from export.portable import Portable
 from export.refusal import say_refusal, without_branches
 from export.registry import get_target
 from export.resizes import ConstantResizes
@@ -242,7 +243,7 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), without_branches(net, samples):
+        with torch.no_grad(), without_branches(net, samples), Portable():
             return torch.jit.trace(net, samples, check_trace=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -8,6 +8,7 @@ means the same in every dialect.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -167,14 +168,16 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     import torch
 
     from export.fuse import fold_batch_norm
-    from export.refusal import FloatBounds, say_refusal
+    from export.portable import Portable
+    from export.refusal import say_refusal
+    from export.resizes import ConstantResizes
     from export.transposed import shuffle_transposed
 
     require("onnxscript", "onnx")
     net = shuffle_transposed(fold_batch_norm(load_network(artifact).float()))
     samples, shapes = _samples(spec, size, dynamic)
     try:
-        with quiet(), FloatBounds():
+        with quiet(), Portable(), contextlib.nullcontext() if dynamic else ConstantResizes():
             program = torch.onnx.export(
                 net,
                 samples,
@@ -228,13 +231,14 @@ def _translations() -> dict[Any, Any]:
     op = require("onnxscript", "onnx").opset18
 
     def pixel_unshuffle(x: Any, downscale_factor: int) -> Any:
-        folded = op.SpaceToDepth(x, blocksize=downscale_factor)
         channels = int(x.shape[1])
         if channels == 1:
-            return folded
-        # ONNX puts the position first and the channel last; torch the channel first.
-        order = [place * channels + c for c in range(channels) for place in range(downscale_factor**2)]
-        return op.Gather(folded, op.Constant(value_ints=order), axis=1)
+            return op.SpaceToDepth(x, blocksize=downscale_factor)
+        # ONNX puts the position before the channel, torch the channel first: each channel is a picture of its own here.
+        # (A Gather behind one SpaceToDepth is the same, and OpenVINO 2026.4 computes a convolution behind it wrongly.)
+        single = op.Reshape(x, op.Constant(value_ints=[-1, 1, 0, 0]))
+        folded = op.SpaceToDepth(single, blocksize=downscale_factor)
+        return op.Reshape(folded, op.Constant(value_ints=[-1, channels * downscale_factor**2, 0, 0]))
 
     return {torch.ops.aten.pixel_unshuffle.default: pixel_unshuffle}
 

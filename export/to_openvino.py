@@ -9,6 +9,7 @@ sets the inference precision that the export recorded.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +95,21 @@ def _convert(ov: Any, graph: Any) -> Any:
             return ov.convert_model(io.BytesIO(graph.SerializeToString()))
     except Exception as error:  # openvino raises its own exceptions
         fix = "see the message; write the layer otherwise"
-        got = str(error).strip().splitlines()[0]
+        got = say_report(str(error))
         raise ExportError(explain("OpenVINO", expected="a graph that it converts", got=got, fix=fix)) from error
+
+
+def say_report(text: str) -> str:
+    """Return the node of the graph and the reason out of OpenVINO's message of many lines."""
+    blocks = [block.strip().splitlines() for block in re.split(r"^-- |^Summary:", text, flags=re.MULTILINE)]
+    told = []
+    for block in blocks:
+        node = re.search(r"<Node\((\w+)\): (.+?)>'", " ".join(block))
+        if node is not None:
+            told.append(f"operator {node[1]} of node {node[2]}: {block[-1].strip()}")
+    # Nodes behind one that failed fail too, for their inputs are unknown then.
+    causes = [line for line in told if "has to be known" not in line] or told
+    return causes[0] if causes else text.strip().partition("\n")[0]
 
 
 def _quantize(model: Any, graph: ModelProto, record: Quantization, contract: Contract, given: Mapping[str, Any]) -> Any:

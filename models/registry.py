@@ -415,6 +415,7 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
     Raises:
         UsageError: The factory needs arguments that nobody gave, or returns no network.
     """
+    import torch
     from torch import nn
 
     from models.controls import with_controls
@@ -430,6 +431,10 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
     if not isinstance(net, nn.Module):
         expected, fix = "a torch.nn.Module", "return the network itself"
         raise UsageError(explain(f"factory {spec.factory}", expected=expected, got=type(net).__name__, fix=fix))
+    scripted = [name for name, module in net.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:  # it can be neither watched nor changed
+        got, fix = f"a ScriptModule at layer {scripted[0] or 'the network itself'}", "return what it was scripted from"
+        raise UsageError(explain(f"factory {spec.factory}", expected="modules of Python", got=got, fix=fix))
     return with_controls(net, spec)
 
 

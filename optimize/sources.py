@@ -28,13 +28,18 @@ from optimize.photo_sets import resolve
 from optimize.stage import StageContext
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from models.tasks.base import Task
     from optimize.recipe import DataRecipe, Recipe, TeacherRecipe
 
 TEACHER_STAGES = ("teacher",)
 _SLACK = 1e-3
+#: Operators that draw random numbers.
+_DRAWS = (
+    *("randn", "randn_like", "normal", "rand", "rand_like", "uniform", "bernoulli", "native_dropout", "dropout"),
+    *("randint", "randint_like", "randperm", "multinomial", "poisson"),
+)
 
 
 @dataclass(frozen=True)
@@ -172,10 +177,11 @@ def _known_artifact(recipe: TeacherRecipe, task: str) -> Artifact:
 
 
 def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
-    """Run ``artifact`` once on zeros of ``input_size`` and look at what comes out.
+    """Run ``artifact`` on noise of ``input_size`` and look at what comes out.
 
     Raises:
         InputSizeError: The network cannot take this size, or answers with another shape.
+        UnsupportedError: It gives another answer each time, or values that are not finite.
     """
     import torch
 
@@ -183,27 +189,49 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
     spec.size.check(*input_size)
     height, width = input_size
     want = spec.outputs[0].at(N=1, H=height, W=width).shape
-    given = (1, spec.packed_channels, height, width)
+    given = torch.rand((1, spec.packed_channels, height, width), generator=torch.Generator().manual_seed(0))
+    net, fix = load_network(artifact), None
     try:
         with torch.inference_mode():
-            answer = load_network(artifact)(torch.zeros(given))
+            answer, again = net(given), net(given)
     except PareError:
         raise
     except Exception as error:  # code of the user's may raise anything
         got: object = first_line(error)
     else:
-        got = tuple(answer.shape) if isinstance(answer, torch.Tensor) else _several(answer, artifact.model)
+        got = tuple(answer.shape) if isinstance(answer, torch.Tensor) else _several(answer)
+        if isinstance(got, str):
+            fix = "write a small module around it whose forward returns the one to keep"
+    what = f"{artifact.model} on input {tuple(given.shape)}"
     if got != want:
-        what = f"{artifact.model} on input {given}"
-        fix = _way_out(got, want, height)
+        fix = fix or _way_out(got, want, height)
         raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
+    _check_answer(net, given, answer, again, what)
+
+
+def _check_answer(net: nn.Module, given: Tensor, answer: Tensor, again: Tensor, what: str) -> None:
+    import torch
+
+    from export.refusal import layer_of
+
+    if not bool(torch.isfinite(answer).all()):
+        fix = "load weights that it was trained to, and bound what it divides by or takes roots of"
+        raise UnsupportedError(explain(what, expected="finite values", got="nan or infinity", fix=fix))
+    if torch.allclose(answer, again, rtol=1e-3, atol=1e-5):
+        return
+    drawn = ((operator, layer_of(net, (given,), operator)) for operator in _DRAWS)
+    operator, layer = next(((name, where) for name, where in drawn if where is not None), ("unknown", "unknown"))
+    got = f"answers that differ by up to {float((answer - again).abs().max()):.3g}: layer {layer}: operator {operator}"
+    fix = "keep what it draws in a buffer, or leave it out in eval mode"
+    raise UnsupportedError(explain(what, expected="the same answer each time", got=got, fix=fix))
 
 
 def _way_out(got: object, want: tuple[int | str, ...], height: int) -> str:
     """Say what to do about a network that answers an input of ``height`` with ``got``."""
     if isinstance(got, str) and "required positional argument" in got:
         return "write a small module around it whose forward takes one tensor"
-    if isinstance(got, tuple) and len(got) == 4 and got[:2] == want[:2] and got[2] % height == 0:
+    alike = isinstance(got, tuple) and len(got) == 4 and got[:2] == want[:2]
+    if isinstance(got, tuple) and alike and got[2] % height == 0 and got[2] * int(want[3]) == got[3] * int(want[2]):
         sides = ", ".join(f'"{got[2] // height}{side}"' for side in "HW")
         return f'pass a --task of your own that says so in its outputs: ("N", {want[1]}, {sides})'
     return "pass another --input-size, or the --task whose tensors this network takes and gives"
@@ -238,14 +266,13 @@ def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int
         raise ConfigError(explain(what, expected=expected, got=got, fix=fix))
 
 
-def _several(answer: object, model: str) -> str:
+def _several(answer: object) -> str:
     """Say what a network returned in place of one tensor."""
     from optimize.channel_trace import flatten
 
     shapes = [tuple(part.shape) for part in flatten(answer)]
     keys = f" ({', '.join(map(str, answer))})" if isinstance(answer, dict) else ""
-    fix = f"write a small module around {model} whose forward returns the one to keep"
-    return f"a {type(answer).__name__} of {len(shapes)} tensors {shapes}{keys}: {fix}"
+    return f"a {type(answer).__name__} of {len(shapes)} tensors {shapes}{keys}"
 
 
 def check_lpips(recipe: Recipe, configs: Iterable[Any]) -> None:

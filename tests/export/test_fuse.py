@@ -97,3 +97,18 @@ def test_network_that_cannot_be_traced_folds_its_sequences() -> None:
     assert norms(folded) == ["loose"]
     x = torch.randn(1, 3, 8, 8)
     assert torch.allclose(folded(x), net(x), atol=1e-5)
+
+
+def test_a_network_that_keeps_values_is_not_left_with_those_of_the_trace() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm, self.count = nn.Conv2d(3, 3, 1), trained_norm(nn.BatchNorm2d(3)), None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.count is None:
+                self.count = x.shape[0]
+            return self.norm(self.conv(x)) if self.count > 0 else x
+
+    net, x = Keeps().eval(), torch.rand(2, 3, 4, 4)
+    assert torch.allclose(fold_batch_norm(net)(x), net(x), atol=1e-5)

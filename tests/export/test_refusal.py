@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from export import open_runner, to_onnx
+from export import open_runner, to_onnx, to_openvino
 from export.refusal import layer_of, say_refusal
 from models.artifact import Artifact, save_network
 from models.errors import ExportError
@@ -50,6 +50,30 @@ class Branch(nn.Module):
 
     def forward(self, x):
         return x * 2 if self.gate(x).mean() > 0.3 else x
+
+
+class Warp(nn.Module):
+    def forward(self, x):
+        grid = torch.stack([x[:, 0], x[:, 1]], -1)
+        return nn.functional.grid_sample(x, grid, mode="bicubic", align_corners=False)
+
+
+class Warped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.warp = nn.Conv2d(3, 3, 1), Warp()
+
+    def forward(self, x):
+        return self.warp(self.stem(x))
+
+
+class Unpooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pool, self.back = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x):
+        return self.back(*self.pool(x))
 
 
 class Sized(nn.Module):
@@ -104,6 +128,10 @@ def test_core_ml_does_not_bake_in_one_answer_of_a_branch(tmp_path: Path) -> None
 
     with pytest.raises(ExportError, match=r"layer the network itself: .*Python code decides by the values of a tensor"):
         export("Branch")
+    with pytest.raises(ExportError, match=r"got KeyError: layer warp: operator grid_sampler: "):
+        export("Warped")
+    with pytest.raises(ExportError, match=r"got TypeError: layer back: "):
+        export("Unpooled")
     assert export("Sized").path.exists()
 
 
@@ -140,3 +168,23 @@ def test_an_error_without_an_operator_is_told_in_a_line() -> None:
     unknown = NotImplementedError("PyTorch convert function for op 'gelu' not implemented.")
     net = nn.Sequential(nn.ReLU(), nn.GELU())
     assert say_refusal(unknown, net, sample) == f"layer 1: operator gelu: {unknown}"
+
+
+OPENVINO = """Check 'false' failed at src/unconverted_ops_report.cpp:151:
+Model wasn't fully converted. Failed operations detailed log:
+-- Conv-18 with a message:
+While validating ONNX node '<Node(Conv): circ>': Check 'data.rank().is_static()' failed at src/conv.cpp:38:
+The input data tensor's rank has to be known (static)
+
+-- Pad-18 with a message:
+While validating ONNX node '<Node(Pad): pad_13>': Exception from src/frontends/onnx/frontend/src/op/pad.cpp:32:
+Unsupported padding mode: [wrap]
+
+Summary:
+-- Conversion is failed for: Conv-18, Pad-18
+"""
+
+
+def test_the_node_that_openvino_refused_first_is_named() -> None:
+    assert to_openvino.say_report(OPENVINO) == "operator Pad of node pad_13: Unsupported padding mode: [wrap]"
+    assert to_openvino.say_report("no such file\nat all") == "no such file"

@@ -27,6 +27,7 @@ CASES: list[dict[str, Any]] = [
     {"size": (5, 6), "mode": "bilinear", "antialias": True, "align_corners": True},
     {"scale_factor": 1.5, "mode": "nearest-exact"},
     {"size": 7, "mode": "nearest-exact"},
+    {"size": (50, 27), "mode": "nearest-exact"},
 ]
 
 

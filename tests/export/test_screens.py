@@ -264,3 +264,40 @@ def test_calibration_inputs_are_screened_where_there_are_some(
     monkeypatch.setattr("models.photos.embedded_photos", lambda *_: pytest.fail("photos were read"))
     assert screens.screen_artifact(quantized_student, (64, 64)).photos == 4
     assert [item.shape for item in screens.probes(quantized_student, (32, 64))] == [(1, 1, 32, 64)] * 2
+
+
+def test_a_norm_of_nothing_has_no_peak() -> None:
+    class Empty(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, self.norm(x[:, :0])], 1)
+
+    assert screen(Empty(), [torch.ones(1, 2, 4, 8)]).peaks["norm"] == pytest.approx(1)
+
+
+ONE_SIZE = """
+import torch
+from torch import nn
+
+
+class OneSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.place, self.conv = nn.Parameter(torch.rand(1, 3, 160, 160)), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.conv(x + self.place)
+"""
+
+
+def test_a_network_of_one_size_is_screened_at_that_size(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(ONE_SIZE, encoding="utf-8")
+    model = f"{tmp_path / 'own.py'}:OneSize"
+    net = models.create_model(model, task="image")
+    source = models.artifact.save_network(net, tmp_path / "n.safetensors", model=model, task="image")
+    assert screen_artifact(source, (160, 160)).size == (160, 160)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        screen_artifact(source, (64, 64))

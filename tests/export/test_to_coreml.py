@@ -335,3 +335,12 @@ def test_on_a_mac_core_ml_predicts(exported: Exporter, monkeypatch: pytest.Monke
     assert seen["units"] == coremltools.ComputeUnit.CPU_AND_NE
     assert seen["feeds"]["input"] is x
     assert answer.dtype == np.float32
+
+
+def test_a_quantized_layer_is_read_and_called_like_the_layer() -> None:
+    layer = nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1)
+    wrapped = coreml_int8._QuantizedInput(layer, 0.0, 1.0)
+    assert wrapped.out_channels == 4
+    assert wrapped(torch.rand(1, 3, 8, 8), output_size=[16, 16]).shape == (1, 4, 16, 16)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = wrapped.nothing

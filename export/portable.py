@@ -1,0 +1,151 @@
+"""Operations that some target lacks, written in ones that all of them have, while a network is traced.
+
+Resizes are in ``export.resizes``.
+The rewrites compute the same numbers. They hold for a fixed size; where H and W are open, the operation stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from export.fourier import TRANSFORMS
+
+_CLAMPS = frozenset(("clamp", "clip", "clamp_", "clip_"))
+
+
+class Portable(TorchFunctionMode):
+    """Replaces what ``REWRITES`` and ``BY_NAME`` list; everything else runs as it is."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if name in _CLAMPS:
+            return func(*_float_bounds(args, args), **_float_bounds(args, given))
+        rewrite = REWRITES.get(func) or BY_NAME.get(name)
+        if func in TRANSFORMS and not _is_open(*args[0].shape):
+            rewrite = TRANSFORMS[func]
+        answer = NotImplemented if rewrite is None else rewrite(*args, **given)
+        return func(*args, **given) if answer is NotImplemented else answer
+
+
+def _float_bounds(args: Sequence[Any], bounds: Any) -> Any:
+    """Make the bounds of a clamp of floats floats: the exporter of torch 2.13 fails on ``x.clamp(1e-4, 1)``."""
+    if not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
+        return bounds
+    if isinstance(bounds, Mapping):
+        return {name: float(value) if type(value) is int else value for name, value in bounds.items()}
+    return [float(value) if type(value) is int else value for value in bounds]
+
+
+def _is_open(*sides: Any) -> bool:
+    return any(isinstance(side, (torch.SymInt, torch.fx.Proxy)) for side in sides)
+
+
+def _cut(x: Tensor, axis: int, part: slice) -> Tensor:
+    return x[(slice(None),) * axis + (part,)]  # coremltools takes narrow from a negative start for nothing
+
+
+def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
+    """Circular padding: slices of the other side, one dimension after the other."""
+    if mode != "circular" or _is_open(*pad) or min(pad) < 0:
+        return NotImplemented
+    for place in range(len(pad) // 2):
+        axis, before, after = x.ndim - 1 - place, pad[2 * place], pad[2 * place + 1]
+        parts = [_cut(x, axis, slice(-before, None))] if before else []
+        parts += [x, _cut(x, axis, slice(0, after))] if after else [x]
+        x = torch.cat(parts, dim=axis) if len(parts) > 1 else x
+    return x
+
+
+def _fold(x: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
+    """Fold, the sum of overlapping patches: a transposed convolution that puts each channel in its place."""
+    size, kernel, dilations, pads, strides = map(_pair, (output_size, kernel_size, dilation, padding, stride))
+    if x.ndim != 3 or _is_open(*size):
+        return NotImplemented
+    cells = kernel[0] * kernel[1]
+    spans = [size[axis] + 2 * pads[axis] - dilations[axis] * (kernel[axis] - 1) - 1 for axis in (0, 1)]
+    counts = [span // strides[axis] + 1 for axis, span in enumerate(spans)]
+    channels = int(x.shape[1]) // cells
+    patches = x.reshape(x.shape[0], channels * cells, *counts)
+    one_hot = np.eye(cells, dtype=np.float32).reshape(cells, 1, *kernel)
+    weight = torch.from_numpy(np.tile(one_hot, (channels, 1, 1, 1))).to(x.dtype)
+    left = [span % strides[axis] for axis, span in enumerate(spans)]
+    return functional.conv_transpose2d(patches, weight, None, strides, pads, left, channels, dilations)
+
+
+def _pair(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (tuple, list)) else [value, value]
+
+
+def _instance_norm(
+    x: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    """Instance norm with running statistics: a batch norm; coremltools computes the statistics of the input."""
+    if use_input_stats or running_mean is None:
+        return NotImplemented
+    return functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+
+
+def _var_mean(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    named = {name: kwargs[name] for name in ("dim", "keepdim") if kwargs.get(name) is not None}
+    dims = args[:1] if args and not isinstance(args[0], bool) else ()
+    return torch.var(x, *args, **kwargs), torch.mean(x, *dims, **named)
+
+
+def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
+    return start + (end - start) * weight
+
+
+def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _sort(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Sort without asking for a stable order, which no target promises."""
+
+    def run(x: Tensor, *args: Any, stable: bool | None = None, **kwargs: Any) -> Any:
+        return NotImplemented if stable is None else function(x, *args, **kwargs)
+
+    return run
+
+
+def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Any:
+    """Euclidean distances through one product."""
+    if p != 2:
+        return NotImplemented
+    squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2)
+    return (squares - 2 * torch.matmul(x, y.transpose(-1, -2))).clamp(min=0.0).sqrt()
+
+
+REWRITES: Mapping[Any, Callable[..., Any]] = {
+    functional.pad: _pad,
+    functional.fold: _fold,
+    functional.instance_norm: _instance_norm,
+}
+"""By function of PyTorch. A rewrite returns NotImplemented for what needs none."""
+
+BY_NAME: Mapping[str, Callable[..., Any]] = {
+    "argsort": _sort(torch.argsort),
+    "cdist": _cdist,
+    "channel_shuffle": _channel_shuffle,
+    "lerp": _lerp,
+    "sort": _sort(torch.sort),
+    "var_mean": _var_mean,
+}
+"""By name, for what is a function and a method of tensors too."""

@@ -1,0 +1,152 @@
+"""Operations written in ones that all targets have: the same numbers as PyTorch's own."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.fourier import Spectrum
+from export.parity import check_parity
+from export.portable import Portable
+from export.registry import get_target
+from models.artifact import save_network
+from models.errors import UnsupportedError
+from models.spec import Precision
+
+fft = torch.fft
+
+
+@pytest.fixture
+def image() -> Tensor:
+    """(2, 3, 12, 15) in [0, 1]."""
+    return torch.rand(2, 3, 12, 15, generator=torch.Generator().manual_seed(0))
+
+
+def rewritten(function: Callable[..., Any], *args: Any) -> Any:
+    """Call ``function`` as it is traced."""
+    with Portable():
+        answer = function(*args)
+    return torch.complex(answer.real, answer.imag) if isinstance(answer, Spectrum) else answer
+
+
+@pytest.mark.parametrize("how", [(3, 1, 1, 1), ((4, 2), 1, (1, 0), (2, 3)), (4, 2, 3, 2), (4, 1, 0, 4)], ids=str)
+def test_folding(how: tuple[Any, ...], image: Tensor) -> None:
+    size = (16, 20)
+    patches = F.unfold(torch.rand(2, 3, *size), *how)
+    torch.testing.assert_close(rewritten(F.fold, patches, size, *how), F.fold(patches, size, *how))
+
+
+@pytest.mark.parametrize("pad", [(1, 2, 3, 4), (0, 0, 1, 0), (3, -2, -1, 1)], ids=str)
+def test_circular_padding(pad: tuple[int, ...], image: Tensor) -> None:
+    def circular(x: Tensor) -> Tensor:
+        return F.pad(x, pad, mode="circular")
+
+    assert torch.equal(rewritten(circular, image), circular(image))
+
+
+def test_an_instance_norm_with_running_statistics_uses_them(image: Tensor) -> None:
+    norm = nn.InstanceNorm2d(3, affine=True, track_running_stats=True).eval()
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(0.5)
+    torch.testing.assert_close(rewritten(norm, image), norm(image))
+    plain = nn.InstanceNorm2d(3)
+    torch.testing.assert_close(rewritten(plain, image), plain(image))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.var_mean(x, dim=1, keepdim=True)[0],
+        lambda x: torch.var_mean(x, (2, 3), correction=0)[1],
+        lambda x: torch.var_mean(x, unbiased=False)[0],
+        lambda x: x.lerp(x * 2, 0.3),
+        lambda x: nn.ChannelShuffle(3)(torch.cat([x, -x], 1)),
+        lambda x: torch.cdist(x.flatten(2), -x.flatten(2)[:, :2]),
+        lambda x: torch.sort(x, dim=1, stable=True)[0],
+        lambda x: x.clamp(0, 1) + torch.clip(x, min=0, max=1),
+    ],
+)
+def test_single_functions(function: Callable[[Tensor], Tensor], image: Tensor) -> None:
+    torch.testing.assert_close(rewritten(function, image), function(image), atol=1e-5, rtol=1e-4)
+
+
+TRANSFORMS: list[Callable[[Tensor], Tensor]] = [
+    lambda x: fft.fft2(x),
+    lambda x: fft.rfft2(x, norm="ortho"),
+    lambda x: fft.ifft2(fft.fft2(x) * 2),
+    lambda x: fft.irfft2(fft.rfft2(x), s=(12, 15)),
+    lambda x: fft.irfft2(fft.rfft2(x)),
+    lambda x: fft.rfftn(x, dim=(-2, -1), norm="forward"),
+    lambda x: fft.irfftn(fft.rfftn(x, s=(16, 10), dim=(2, 3)), s=(9, 20), dim=(2, 3), norm="ortho"),
+    lambda x: fft.ifft(x, n=4, dim=2, norm="ortho"),
+    lambda x: fft.irfft(x, n=7),
+    lambda x: fft.fftn(x),
+    lambda x: fft.ifftshift(fft.fftshift(fft.fft2(x), dim=(-2, -1)) * x, dim=(-2, -1)),
+    lambda x: torch.polar(fft.rfft2(x).abs(), torch.angle(fft.rfft2(x))),
+    lambda x: fft.rfft2(x) * torch.view_as_complex(torch.ones(12, 8, 2)) * 1j,
+    lambda x: torch.view_as_real(fft.rfft2(x)),
+    lambda x: torch.cat([fft.rfft2(x), 1 - fft.rfft2(x) / 2], 1)[:, 1:].mean(1),
+    lambda x: -fft.rfft2(x).conj() / fft.rfft2(x + 1) + x[..., :8] - 2,
+    lambda x: torch.roll(fft.rfft2(x), 1, 2).reshape(2, -1).chunk(2, 1)[0].real,
+]
+
+
+@pytest.mark.parametrize("function", TRANSFORMS)
+def test_fourier_transforms(function: Callable[[Tensor], Tensor], image: Tensor) -> None:
+    torch.testing.assert_close(rewritten(function, image), function(image), atol=5e-5, rtol=1e-4)
+
+
+def test_what_cannot_be_done_with_complex_values_is_named(image: Tensor) -> None:
+    with pytest.raises(UnsupportedError, match=r"operator exp on complex values: expected sums, .* got exp; fix: comp"):
+        rewritten(lambda x: fft.fft2(x).exp(), image)
+
+
+class Foreign(nn.Module):
+    """What users write and targets lack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(12, 8, 3, padding=1, padding_mode="circular")
+        self.norm = nn.InstanceNorm2d(8, track_running_stats=True)
+        self.waves = nn.Conv2d(16, 16, 1)
+        self.out = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.stem(F.pixel_unshuffle(x, 2)))
+        waves = fft.rfft2(y, norm="ortho")
+        real, imag = self.waves(torch.cat([waves.real, waves.imag], 1)).relu().chunk(2, 1)
+        y = y + fft.irfft2(torch.complex(real, imag), s=y.shape[-2:], norm="ortho")
+        y = F.fold(F.unfold(y, 4, stride=2, padding=1), y.shape[2:], 4, stride=2, padding=1)
+        return self.out(F.interpolate(y, size=x.shape[2:], mode="bicubic"))
+
+
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [
+        ("onnx", Precision.FP32),
+        ("openvino", Precision.FP32),
+        ("coreml", Precision.FP32),
+        ("coreml", Precision.FP16),
+        ("tensorrt", Precision.FP16),
+    ],
+)
+def test_every_target_takes_them(
+    target: str, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = get_target(target)
+    pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
+    module = types.ModuleType("foreign_networks")
+    module.foreign = Foreign  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "foreign_networks", module)
+    torch.manual_seed(0)
+    source = save_network(Foreign().eval(), tmp_path / "f.safetensors", model="foreign_networks:foreign", task="image")
+    made = row.load().export(source, tmp_path / f"f{row.suffix}", precision=precision, input_size=(32, 64))
+    assert check_parity(source, made, threads=1).passed

@@ -1,0 +1,131 @@
+"""What a run finds out about a network before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.artifact import Artifact, save_network
+from models.errors import InputSizeError, PareError, UnsupportedError, UsageError
+from models.registry import create_model
+from optimize.sources import check_size
+
+FILE = """
+import torch
+from torch import nn
+
+
+class Base(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 1)
+
+
+class Dict(Base):
+    def forward(self, x):
+        return {"image": self.conv(x), "aux": x.mean((2, 3))}
+
+
+class Grey(Base):
+    def __init__(self):
+        super().__init__(1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Twice(Base):
+    def forward(self, x):
+        return nn.functional.interpolate(self.conv(x), scale_factor=2)
+
+
+class Wide(Base):
+    def forward(self, x):
+        return nn.functional.interpolate(self.conv(x), scale_factor=(1, 2))
+
+
+class Odd(Base):
+    def forward(self, x):
+        raise KeyError("no such thing")
+
+
+class TwoInputs(Base):
+    def forward(self, x, sigma):
+        return self.conv(x) * sigma
+
+
+class Broken(Base):
+    def forward(self, x):
+        return torch.log(self.conv(x) - 100)
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+class Noisy(Base):
+    def __init__(self):
+        super().__init__()
+        self.noise = Noise()
+
+    def forward(self, x):
+        return self.noise(self.conv(x))
+
+
+def scripted():
+    return nn.Sequential(nn.Conv2d(3, 3, 1), torch.jit.script(nn.Conv2d(3, 3, 1)))
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """Path of a file with networks."""
+    (tmp_path / "own.py").write_text(FILE, encoding="utf-8")
+    return str(tmp_path / "own.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        (
+            "Dict",
+            InputSizeError,
+            r"got a dict of 2 tensors \[\(1, 3, 32, 32\), \(1, 3\)\] \(image, aux\); fix: write a",
+        ),
+        ("Grey", InputSizeError, r"expected output \(1, 3, 32, 32\), got \(1, 1, 32, 32\); fix: pass another"),
+        (
+            "Twice",
+            InputSizeError,
+            r"got \(1, 3, 64, 64\); fix: pass a --task of your own that says so",
+        ),
+        ("Wide", InputSizeError, r"got \(1, 3, 32, 64\); fix: pass another --input-size"),
+        ("Odd", InputSizeError, r"got 'no such thing'; fix"),
+        ("TwoInputs", InputSizeError, r"got .*missing 1 required positional argument: 'sigma'; fix: write a small"),
+        ("Broken", UnsupportedError, r"expected finite values, got nan or infinity"),
+        (
+            "Noisy",
+            UnsupportedError,
+            r"expected the same answer each time, got .*: layer noise: operator randn_like; fix",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_worked_on_are_told_at_the_start(
+    own: str, tmp_path: Path, name: str, error: type[PareError], text: str
+) -> None:
+    model = f"{own}:{name}"
+    net = create_model(model, task="image")
+    with pytest.raises(error, match=text):
+        check_size(save_network(net, tmp_path / "n.safetensors", model=model, task="image"), (32, 32))
+
+
+def test_scripted_modules_are_refused(own: str) -> None:
+    with pytest.raises(
+        UsageError, match=r"expected modules of Python, got a ScriptModule at layer 1; fix: return what"
+    ):
+        create_model(f"{own}:scripted", task="image")
+
+
+def test_a_network_of_the_registry_passes(tiny_teacher: Artifact) -> None:
+    check_size(tiny_teacher, (64, 64))
