@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 InputSize = Annotated[
     tuple[int, int], typer.Option("--input-size", metavar="H W", help="Height and width of the input, pixels.")
 ]

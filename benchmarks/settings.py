@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import ConfigError, explain
+from models.spec import check_threads
 
 AUTO = "auto"
 
@@ -53,12 +54,13 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        limits = {"warmup": 0, "iterations": 1, "pictures": 0, "threads": 1, "photo_limit": 1, "max_seconds": 0}
+        limits = {"warmup": 0, "iterations": 1, "pictures": 0, "photo_limit": 1, "max_seconds": 0}
         for name, low in limits.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 flag = "--" + name.replace("_", "-")
                 raise ConfigError(explain(flag, expected=f"{low} or more", got=value, fix="raise it"))
+        check_threads(self.threads)
         if self.levels == 1 or self.levels < 0 or self.level_photos < 1:
             got = f"{self.levels} levels on {self.level_photos} photos"
             expected = "levels of 0 or of 2 and more, on 1 photo or more"

@@ -31,6 +31,7 @@ from models.artifact import write_json
 from models.errors import ConfigError, PareError, UnknownNameError, explain
 from models.progress import NULL_PROGRESS, Bar, Progress
 from models.registry import MODELS, get_spec
+from models.spec import check_threads
 
 SCHEMA = 1
 #: What a model takes beside its budget (exports, measurements), seconds: the first guess of the ETA.
@@ -75,6 +76,7 @@ class ZooConfig:
         if len(self.input_size) != 2 or min(self.input_size) < 1:
             fix = "for example --input-size 256 256"
             raise ConfigError(explain("--input-size", expected="height and width", got=self.input_size, fix=fix))
+        check_threads(self.threads)
         known = teachers()
         for name in self.models:
             if name not in known and ":" not in name:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from export.registry import TARGETS, get_target, list_targets, target_of
+from models.spec import check_threads
 
 if TYPE_CHECKING:
     from export.target import Runner, Target
@@ -33,9 +34,11 @@ def open_runner(path: str | Path, device: str | None = None, threads: int | None
     Raises:
         CheckpointError: The artifact is missing, or is not what its sidecar says.
         MissingExtraError: The runtime is not installed.
+        ConfigError: No number of threads.
         UnsupportedError: It cannot run here; the message says why.
     """
     path = Path(path)
+    check_threads(threads)
     target = _target_for(path)
     device = target.devices[0] if device is None else device
     target.check_device(device)
@@ -53,6 +56,7 @@ def open_emulated(path: str | Path, threads: int | None = None) -> Runner:
     from models.errors import UnsupportedError, explain
 
     path = Path(path)
+    check_threads(threads)
     target = _target_for(path)
     opener = getattr(target.load(), "open_emulated", None)
     if opener is None:

@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of each runtime. Default: its own choice.")]
 Device = Annotated[
     str | None, typer.Option(help="Where to run it: cpu, cuda, gpu, npu, ane, all. Default: the target's.")

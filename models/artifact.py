@@ -9,6 +9,7 @@ import hashlib
 import json
 import platform
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -151,7 +152,8 @@ class Artifact:
         if not path.exists() or not sidecar.exists():
             missing = path if not path.exists() else sidecar
             fix = "pass an artifact that Pare wrote, its .json beside it"
-            raise CheckpointError(explain("artifact", expected=f"file {missing}", got="no such file", fix=fix))
+            got = f"the folder {path}" if path.is_dir() and not path.suffix else "no such file"
+            raise CheckpointError(explain("artifact", expected=f"file {missing}", got=got, fix=fix))
         try:
             content = json.loads(sidecar.read_text(encoding="utf-8"))
             content.pop("schema")
@@ -159,8 +161,10 @@ class Artifact:
             artifact = cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             fix = "export or save the artifact again"
+            broken = isinstance(error, (json.JSONDecodeError, UnicodeDecodeError))
+            got = f"no JSON ({error})" if broken else "JSON of another kind"
             raise CheckpointError(
-                explain(f"sidecar {sidecar}", expected="a Pare artifact", got=repr(error), fix=fix)
+                explain(f"sidecar {sidecar}", expected="a Pare artifact", got=got, fix=fix)
             ) from error
         if verify and (actual := sha256_of(path)) != artifact.sha256:
             fix = "copy the file again; it was truncated or altered after it was written"
@@ -237,7 +241,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         fix = "save the state_dict as safetensors; Pare never runs code from a checkpoint"
         got = "a pickle with code, or a truncated file"

@@ -15,7 +15,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from models.errors import PareError, RunFolderError, explain
+from models.errors import PareError, RunFolderError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress, RichProgress
 
 if TYPE_CHECKING:
@@ -35,12 +35,18 @@ def run_app(app: typer.Typer, argv: Sequence[str] | None = None, *, prog: str | 
     Returns:
         0 on success, 1 on failure, 2 on a wrong call, 130 after Ctrl-C.
     """
+    import typer
+
+    wrong_call: Any = typer.BadParameter.__base__  # click's UsageError, from wherever this version of Typer has it
     status = 0
     try:
         with answers_only():
-            app(args=None if argv is None else list(argv), prog_name=prog)
+            answer = app(args=None if argv is None else list(argv), prog_name=prog, standalone_mode=False)
+        status = answer if isinstance(answer, int) else 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except wrong_call as error:
+        status = _print_wrong_call(error)
     except PareError as error:
         status = print_error(error)
     except KeyboardInterrupt:
@@ -81,9 +87,18 @@ def answers_only() -> Iterator[None]:
 
 
 def print_error(error: PareError) -> int:
-    """Write ``error: ...`` on stderr and return the exit status of the error."""
-    sys.stderr.write(f"error: {error}\n")
+    """Write ``error: ...`` on stderr, in one line, and return the exit status of the error."""
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
     return error.exit_status
+
+
+def _print_wrong_call(error: Any) -> int:
+    """Write what Typer found wrong with flags or verbs as an error of ours; the help where no verb was given."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return UsageError.exit_status
+    command = f"{error.ctx.command_path} --help" if error.ctx is not None else "--help"
+    return print_error(UsageError(f"{error.format_message().rstrip('.')}; fix: see {command}"))
 
 
 def make_progress(*, quiet: bool = False) -> Progress:

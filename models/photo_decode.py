@@ -116,6 +116,8 @@ def _formats() -> tuple[str, ...]:
 
 
 def _open(path: Path) -> Image.Image:
+    if path.exists() and not path.is_file():
+        raise Rejected("non-image", "is a pipe, a socket or a device")  # opening one may wait for ever
     try:
         return Image.open(path, formats=_formats())
     except Image.DecompressionBombError as error:

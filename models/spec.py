@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from models.errors import ConfigError, InputSizeError, explain
 
+MAX_THREADS = 512
+
 
 class Precision(str, Enum):
     """Arithmetic that an artifact computes in."""
@@ -20,6 +22,16 @@ class Precision(str, Enum):
 
     def __str__(self) -> str:
         return self.value
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ConfigError for a number of threads that no runtime can start; None leaves the number to the runtime.
+
+    Far more threads than this end a process without a word: OpenMP finds no memory for their stacks.
+    """
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        fix = "use the number of physical cores, or leave it out"
+        raise ConfigError(explain("threads", expected=f"1 to {MAX_THREADS}", got=threads, fix=fix))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,7 @@ def convert(value: Any, hint: Any, *, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_union(value, arguments, hint, where)
     if origin is Literal:
-        return value if value in arguments else _refuse(value, " | ".join(map(str, arguments)), where)
+        return value if value in arguments else _refuse_name(value, arguments, where)
     if origin is tuple or hint is tuple:
         return _convert_tuple(value, arguments, where)
     if origin in (list, Sequence) or (isinstance(origin, type) and issubclass(origin, Sequence)):
@@ -97,11 +98,17 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def assign(content: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``content["distill"]["fit"]["seed"]`` for the key ``distill.fit.seed``, making sections on the way."""
+    """Set ``content["distill"]["fit"]["seed"]`` for the key ``distill.fit.seed``, making sections on the way.
+
+    Raises:
+        ConfigError: A section on the way holds a value.
+    """
     *sections, last = key.split(".")
-    for section in sections:
+    for index, section in enumerate(sections, start=1):
         inner = content.get(section)
-        content[section] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        if inner is not None and not isinstance(inner, Mapping):
+            _refuse(inner, "a mapping", ".".join(sections[:index]), fix="write keys and values, or leave it out")
+        content[section] = inner = dict(inner or {})
         content = inner
     content[last] = value
 
@@ -155,26 +162,35 @@ def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[
 
 
 def _convert_plain(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return _refuse(value, "a finite number", where, fix="correct the value, or leave it out")
     if not isinstance(hint, type) or (isinstance(value, hint) and not (hint is int and isinstance(value, bool))):
         return value
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where=where)
     if issubclass(hint, Enum):
         known = [str(member.value) for member in hint]
-        return hint(value) if value in known else _refuse(value, " | ".join(known), where)
+        return hint(value) if value in known else _refuse_name(value, known, where)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML reads 1e-4 as text
-        except ValueError:
+            number = float(value)  # YAML reads 1e-4 as text
+        except (ValueError, OverflowError):
             return _refuse(value, "a number", where)
+        return _convert_plain(number, hint, where)
     if issubclass(hint, PurePath) and isinstance(value, str):
         return Path(value)
-    kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    kinds = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
     return _refuse(value, kinds.get(hint, hint.__name__), where)
 
 
-def _refuse(value: Any, expected: str, where: str) -> Any:
-    raise ConfigError(explain(_label(where), expected=expected, got=repr(value), fix="correct the value"))
+def _refuse(value: Any, expected: str, where: str, *, fix: str = "correct the value") -> Any:
+    raise ConfigError(explain(_label(where), expected=expected, got=repr(value), fix=fix))
+
+
+def _refuse_name(value: Any, known: Sequence[Any], where: str) -> Any:
+    """Refuse a name that is not one of ``known``; the nearest is suggested."""
+    close = nearest(str(value), map(str, known))
+    _refuse(value, " | ".join(map(str, known)), where, fix=f"use {close!r}" if close else "use one of these")
 
 
 def _join(where: str, key: str) -> str:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from benchmarks.metrics import LPIPS_NETS
 from models.artifact import Artifact, save_network
 from models.dni import load_at_levels
-from models.errors import ConfigError, UnsupportedError, explain
-from models.registry import WEIGHTS, create_model, get_spec, get_task, load_object
+from models.errors import ConfigError, UnknownNameError, UnsupportedError, explain
+from models.registry import WEIGHTS, create_model, get_spec, get_task, list_models, load_object
 from optimize.config import to_plain
 from optimize.crop_sizes import check_student, fitting
 from optimize.data import to_float
@@ -93,6 +94,11 @@ class DistillConfig:
     keep_best: bool = True
 
     def __post_init__(self) -> None:
+        known = [*list_models(), TEACHER]
+        if self.student is not None and ":" not in self.student and self.student not in known:
+            raise UnknownNameError("student", self.student, known)
+        if self.lpips_net not in LPIPS_NETS:
+            raise UnknownNameError("LPIPS net", self.lpips_net, LPIPS_NETS)
         weights = (self.output_weight, self.truth_weight, self.feature_weight, self.perceptual_weight)
         if min(*weights, self.tv_weight) < 0 or max(weights) == 0:
             expected = "weights of 0 or more, one above 0"

@@ -79,10 +79,18 @@ class FitConfig:
     def __post_init__(self) -> None:
         if not self.phases:
             raise ConfigError(explain("phases", expected="one or more", got="none", fix="add a phase to the recipe"))
-        if self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
+        if not self.learning_rate > 0 or not 0 <= self.ema_decay < 1:
             got = f"learning_rate {self.learning_rate}, ema_decay {self.ema_decay}"
             expected = "learning_rate > 0, ema_decay in [0, 1)"
             raise ConfigError(explain("optimizer", expected=expected, got=got, fix="change the recipe"))
+        if not self.weight_decay >= 0 or not self.clip_norm > 0 or not self.checkpoint_seconds >= 0:
+            got = f"{self.weight_decay}, {self.clip_norm}, {self.checkpoint_seconds}"
+            expected = "weight_decay >= 0, clip_norm > 0, checkpoint_seconds >= 0"
+            raise ConfigError(explain("optimizer", expected=expected, got=got, fix="change the recipe"))
+        if not 0 < self.min_area <= 1 or not self.tone_jitter >= 0 or self.repeat < 1:
+            got = f"min_area {self.min_area}, tone_jitter {self.tone_jitter}, repeat {self.repeat}"
+            expected = "min_area in (0, 1], tone_jitter >= 0, repeat >= 1"
+            raise ConfigError(explain("crops", expected=expected, got=got, fix="change the recipe"))
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ConfigError(explain("max_minutes", expected="above 0", got=self.max_minutes, fix="leave it out"))
 

@@ -134,9 +134,12 @@ def resolve(source: str, *, cache: Path | None = None, progress: Progress = NULL
     An existing folder wins over a named set of the same name.
 
     Raises:
-        ConfigError: A URL without checksum.
+        ConfigError: A URL without checksum, or an empty name.
         DataError: No such folder or set, or the download failed.
     """
+    if not source.strip():
+        fix = "check the variable that it came from, or leave the flag out for the sample photos"
+        raise ConfigError(explain("photos", expected="a folder or the name of a set", got="an empty name", fix=fix))
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

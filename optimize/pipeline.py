@@ -39,6 +39,7 @@ from optimize.sources import (
     check_input,
     check_lpips,
     check_size,
+    limited_threads,
     make_context,
     open_recipe_photos,
     open_teacher,
@@ -110,7 +111,7 @@ def run_pipeline(
     check_space(root, _NEEDED_MB)
     if folder.claim(resolved, policy=policy):
         progress.note(f"Going on with the run in {root}")
-    with folder.locked():
+    with folder.locked(), limited_threads(recipe.threads):
         write_yaml(root / "recipe.yaml", resolved)
         teacher = open_teacher(recipe.teacher, root / "stages" / "00-teacher")
         check_size(teacher, recipe.input_size)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.metrics import LPIPS_NETS
-from models.errors import ConfigError, RunFolderError, UnknownNameError, explain
+from models.errors import ConfigError, RunFolderError, UnknownNameError, explain, nearest
 from models.registry import list_models, list_tasks
-from models.spec import Precision
+from models.spec import Precision, check_threads
 from optimize.config import assign, build, merge, to_plain
 from optimize.registry import STAGES, get_stage
 
@@ -94,12 +94,14 @@ class ExportRecipe:
     reference_targets: tuple[str, ...] = ("onnx", "openvino")
 
     def __post_init__(self) -> None:
-        from export.registry import list_targets
+        from export.registry import get_target, list_targets
 
         known = list_targets()
         for name in (*self.targets, *self.options, *self.reference_targets):
             if name not in known:
                 raise UnknownNameError("target", name, known)
+        for name, options in self.options.items():
+            get_target(name).check_options(options)
 
 
 @dataclass(frozen=True)
@@ -210,8 +212,12 @@ class Recipe:
         if min(self.input_size) < 1:
             fix = "use for example --input-size 256 256"
             raise ConfigError(explain("input size", expected="positive pixels", got=self.input_size, fix=fix))
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(explain("seed", expected="0 to 2**32 - 1", got=self.seed, fix="use for example --seed 0"))
+        check_threads(self.threads)
         if self.device not in DEVICES:
-            fix = "choose one of these with --device"
+            close = nearest(self.device, DEVICES)
+            fix = f"use --device {close}" if close else "choose one of these with --device"
             raise ConfigError(explain("device", expected=" | ".join(DEVICES), got=repr(self.device), fix=fix))
         if self.lpips_net not in LPIPS_NETS:
             raise UnknownNameError("LPIPS net", self.lpips_net, LPIPS_NETS)
@@ -223,6 +229,15 @@ def recipe_from(content: Mapping[str, Any]) -> Recipe:
     Raises:
         ConfigError: An unknown key or a wrong value.
     """
+    known = [*(item.name for item in fields(Recipe)), *STAGES]
+    for key, value in content.items():
+        if key not in known:
+            close = nearest(str(key), known)
+            fix = f"use {close!r}" if close else "remove it"
+            raise ConfigError(explain("recipe", expected=" | ".join(known), got=repr(key), fix=fix))
+        if key in STAGES and not isinstance(value, (Mapping, type(None))):
+            fix = "write keys and values, or leave the section out"
+            raise ConfigError(explain(f"config {key}", expected="a mapping", got=repr(value), fix=fix))
     values = {key: value for key, value in content.items() if key not in STAGES}
     options = {key: dict(value or {}) for key, value in content.items() if key in STAGES}
     if options:

@@ -21,6 +21,7 @@ from optimize.sources import (
     check_input,
     check_lpips,
     check_size,
+    limited_threads,
     make_context,
     open_recipe_photos,
     open_teacher,
@@ -79,7 +80,8 @@ def run_single(
         wait_for_all()
         context = make_context(recipe, photos, None, cache=root / "cache", progress=progress)
         teacher = _teacher_of(recipe, given, root, named=teacher_named) if name != "train" else None
-        return _run(name, config, recipe, given, replace(context, teacher=teacher), root)
+        with limited_threads(recipe.threads):
+            return _run(name, config, recipe, given, replace(context, teacher=teacher), root)
 
     if not is_main_process():
         return work()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -302,6 +303,19 @@ def check_device(device: str) -> None:
         expected = f"{'a CUDA' if device == 'cuda' else 'an Apple'} GPU that PyTorch sees"
         fix = "pass --device cpu, or leave it out"
         raise UnsupportedError(explain("device", expected=expected, got="none", fix=fix))
+
+
+@contextmanager
+def limited_threads(threads: int | None) -> Iterator[None]:
+    """Let PyTorch compute with ``threads`` threads inside of the block; None leaves their number as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_context(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from models.artifact import Artifact
 from models.errors import ConfigError, explain
 from models.progress import NULL_PROGRESS, Progress
+from models.spec import check_threads
 
 if TYPE_CHECKING:
     from models.photos import PhotoSet
@@ -50,8 +51,7 @@ class StageContext:
         if min(self.input_size) < 1:
             fix = "use for example 256 256"
             raise ConfigError(explain("input size", expected="positive pixels", got=self.input_size, fix=fix))
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(explain("threads", expected="1 or more", got=self.threads, fix="leave it out"))
+        check_threads(self.threads)
         shared = set(self.train.paths) & set(self.eval.paths)
         if shared:
             fix = "split one folder with PhotoSet.split, or pass two folders"

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.metrics import LPIPS_NETS
 from models.artifact import Artifact, load_network, save_network, write_json
 from models.dni import at_levels
-from models.errors import ConfigError, explain
+from models.errors import ConfigError, UnknownNameError, explain
 from models.registry import create_model, get_spec, get_task
 from optimize.config import to_plain
 from optimize.data import PhotoCrops, to_float
@@ -92,6 +93,8 @@ class TrainConfig:
     encoder_weights: str | None = None
 
     def __post_init__(self) -> None:
+        if self.lpips_net not in LPIPS_NETS:
+            raise UnknownNameError("LPIPS net", self.lpips_net, LPIPS_NETS)
         if not 0 < self.tune_from < 1:
             fix = "use for example 0.6"
             raise ConfigError(explain("tune_from", expected="between 0 and 1", got=self.tune_from, fix=fix))

@@ -145,6 +145,11 @@ def test_a_missing_file_is_named(saved: Artifact, lost: str) -> None:
         Artifact.load(saved.path)
 
 
+def test_a_folder_is_no_artifact(saved: Artifact) -> None:
+    with pytest.raises(CheckpointError, match=r"artifact: expected file .*\.json, got the folder .*; fix: pass an"):
+        Artifact.load(saved.path.parent)
+
+
 @pytest.mark.parametrize("content", ["no json", "{}", "[]", '{"schema": 1, "precision": "fp7", "stages": []}'])
 def test_a_damaged_sidecar_is_refused(saved: Artifact, content: str) -> None:
     sidecar_of(saved.path).write_text(content)

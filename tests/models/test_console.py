@@ -39,7 +39,10 @@ def app_that(action: object) -> typer.Typer:
         (KeyboardInterrupt(), [], 130, "interrupted"),
         (typer.Exit(3), [], 3, ""),
         (OSError(28, "No space left on device"), [], 1, "No space left on device; fix: free disk space"),
-        (None, ["--size", "wide"], 2, "--size"),
+        (CheckpointError("file: expected\n  a,\tgot b; fix: c"), [], 1, "error: file: expected a, got b; fix: c\n"),
+        (None, ["--size", "wide"], 2, "error: Invalid value for '--size': "),
+        (None, ["--size", "wide"], 2, "fix: see python -m test --help\n"),
+        (None, ["--sise", "1"], 2, "error: No such option: --sise"),
     ],
 )
 def test_run_app_maps_errors_to_exit_status(
@@ -48,6 +51,7 @@ def test_run_app_maps_errors_to_exit_status(
     assert run_app(app_that(action), argv, prog="python -m test") == status
     captured = capsys.readouterr()
     assert text in captured.err
+    assert captured.err.count("\n") == bool(captured.err)
     assert captured.out == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import sys
@@ -94,6 +95,15 @@ def test_open_lists_what_it_skips_with_reasons(folder: Path) -> None:
     }
     assert photos.describe_skipped().startswith("8 skipped (2 ")
     assert "under 32 pixels" in next(entry.reason for entry in photos.skipped if entry.kind == "tiny")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes on this system")
+def test_a_pipe_is_skipped_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.jpg")
+    os.symlink(folder / "nowhere", folder / "lost.jpg")
+    photos = open_photos(folder)
+    assert len(photos) == 3
+    assert reasons(photos) == {"pipe.jpg": "non-image", "lost.jpg": "corrupt"}
 
 
 def test_huge_photos_are_skipped_by_their_header(folder: Path) -> None:

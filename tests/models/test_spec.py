@@ -8,7 +8,15 @@ import json
 import pytest
 
 from models.errors import ConfigError, InputSizeError
-from models.spec import Control, ModelSpec, Precision, SizeRequirements, TensorSpec
+from models.spec import (
+    MAX_THREADS,
+    Control,
+    ModelSpec,
+    Precision,
+    SizeRequirements,
+    TensorSpec,
+    check_threads,
+)
 
 SIZE = SizeRequirements(minimum=64, multiple_of=32)
 
@@ -18,6 +26,14 @@ def test_precision_is_its_text() -> None:
     assert f"{Precision.INT8}" == "int8"
     assert json.dumps(Precision.BF16) == '"bf16"'
     assert Precision("fp16") is Precision.FP16
+
+
+def test_threads_that_no_runtime_can_start_are_refused() -> None:
+    for threads in (None, 1, MAX_THREADS):
+        check_threads(threads)
+    for threads in (0, -1, MAX_THREADS + 1):
+        with pytest.raises(ConfigError, match=f"threads: expected 1 to 512, got {threads}; fix: use the number of"):
+            check_threads(threads)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (64, 320), (1024, 96)])

@@ -182,12 +182,17 @@ def test_every_flag_is_a_key_that_its_config_knows(calls: Calls) -> None:
         ("run --eval-data x", "expected data beside eval-data"),
         ("distil", "No such command"),
         ("distill --no-such-flag", "No such option"),
+        ("run --threads 0", "--threads"),
+        ("run --threads 99999", "threads: expected 1 to 512, got 99999"),
+        ("prune --device cude", "got 'cude'; fix: use --device cuda"),
     ],
 )
 def test_wrong_calls_exit_with_2(calls: Calls, argv: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv.split()) == 2
-    error = " ".join(capsys.readouterr().err.split())
+    error = capsys.readouterr().err
     assert text in error
+    assert "; fix: " in error
+    assert error.count("\n") == 1
 
 
 def test_failures_exit_with_1_and_ctrl_c_with_130(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

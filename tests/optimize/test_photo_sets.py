@@ -189,6 +189,13 @@ def test_url_needs_a_checksum(tmp_path: Path) -> None:
         resolve("ftp://example.org/photos.zip#sha256=" + "0" * 64, cache=tmp_path)
 
 
+def test_an_empty_name_is_not_the_current_folder() -> None:
+    with pytest.raises(
+        ConfigError, match="photos: expected a folder or the name of a set, got an empty name; fix: check"
+    ):
+        resolve(" ")
+
+
 def test_folder_wins_and_unknown_names_get_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "div2k-valid").mkdir()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
-from models.errors import ConfigError, RunFolderError, UnknownNameError
+from models.errors import ConfigError, RunFolderError, UnknownNameError, UsageError
 from models.spec import Precision
 from optimize.config import assign, build, flatten, merge, to_plain
 from optimize.recipe import Recipe, combine, read_recipe, recipe_from, resolve, stage_config, write_yaml
@@ -87,7 +87,7 @@ def test_build_converts_plain_values_and_back() -> None:
         ({"name": "x", "mode": "medium"}, r"config mode: expected fast \| slow, got 'medium'"),
         ({"name": "x", "precision": "int4"}, r"expected fp32 \| fp16 \| bf16 \| int8, got 'int4'"),
         ({"name": "x", "flag": "yes"}, "config flag: expected true or false, got 'yes'"),
-        ({"name": "x", "path": 3}, "config path: expected Path, got 3"),
+        ({"name": "x", "path": 3}, "config path: expected a path, got 3"),
         ({"name": "x", "options": [1]}, "config options: expected keys and values"),
     ],
 )
@@ -101,8 +101,9 @@ def test_merge_assign_and_flatten() -> None:
     merged = merge(base, {"a": {"b": 9}, "e": {"f": 1}})
     assert merged == {"a": {"b": 9, "c": 2}, "d": 3, "e": {"f": 1}}
     assign(merged, "a.x.y", 5)
-    assign(merged, "d.z", 6)
-    assert flatten(merged) == {"a.b": 9, "a.c": 2, "a.x.y": 5, "d.z": 6, "e.f": 1}
+    assert flatten(merged) == {"a.b": 9, "a.c": 2, "a.x.y": 5, "d": 3, "e.f": 1}
+    with pytest.raises(ConfigError, match="config d: expected a mapping, got 3; fix: write keys and values"):
+        assign(merged, "d.z", 6)
     assert base == {"a": {"b": 1, "c": 2}, "d": 3}
 
 
@@ -148,6 +149,24 @@ def test_resolved_recipe_is_complete_and_gives_the_same_run(tmp_path: Path) -> N
         ({"data": {"eval_fraction": 1}}, ConfigError, "eval_fraction between 0 and 1"),
         ({"benchmark": {"iterations": 0}}, ConfigError, "iterations of 1 or more"),
         ({"gate": {"max_lpips_drop": -1}}, ConfigError, "fix: change --max-lpips-drop"),
+        (
+            {"gate": {"max_lpips_drop": float("nan")}},
+            ConfigError,
+            "gate.max_lpips_drop: expected a finite number, got nan",
+        ),
+        ({"budget_minutes": ".inf"}, ConfigError, "config budget_minutes: expected a number, got '.inf'"),
+        ({"budget_minutes": float("inf")}, ConfigError, "config budget_minutes: expected a finite number, got inf"),
+        ({"budget_minutes": "1e999"}, ConfigError, "config budget_minutes: expected a finite number, got inf"),
+        ({"distil": {}}, ConfigError, "recipe: expected .*got 'distil'; fix: use 'distill'"),
+        ({"distill": 5}, ConfigError, "config distill: expected a mapping, got 5; fix: write keys and values"),
+        ({"distill": [1]}, ConfigError, r"config distill: expected a mapping, got \[1\]"),
+        ({"export": {"precisions": ["int4"]}}, ConfigError, "got 'int4'; fix: use 'int8'"),
+        ({"export": {"options": {"onnx": {"opsett": 18}}}}, UsageError, r"options of target onnx: .*got \['opsett'\]"),
+        ({"lpips_weights": 5}, ConfigError, "config lpips_weights: expected a path, got 5"),
+        ({"seed": -1}, ConfigError, r"seed: expected 0 to 2\*\*32 - 1, got -1"),
+        ({"seed": 2**32}, ConfigError, "seed: expected 0 to"),
+        ({"threads": 0}, ConfigError, "threads: expected 1 to 512, got 0; fix: use the number of physical cores"),
+        ({"threads": 99_999}, ConfigError, "threads: expected 1 to 512, got 99999"),
     ],
 )
 def test_wrong_recipes_are_refused(content: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -178,6 +197,29 @@ def test_settings_need_a_key_and_a_value() -> None:
         combine(None, {}, ("seed=[",))
     with pytest.raises(ConfigError, match=r"config distill\.fit: expected .*got 'rate'"):
         stage_config(combine(None, {}, ("distill.fit.rate=1",)), "distill")
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("distill.student=chroma_unt", "unknown student: .*fix: use 'chroma_unet'"),
+        ("distill.student=teachr", "unknown student: .*fix: use 'teacher'"),
+        ("distill.lpips_net=sqeeze", "unknown LPIPS net: .*fix: use 'squeeze'"),
+        ("train.lpips_net=sqeeze", "unknown LPIPS net: .*fix: use 'squeeze'"),
+        ("distill.loss=kl_mes", r"config distill\.loss: .*fix: use 'kl_mse'"),
+        ("prune.importance=tailor", r"config prune\.importance: .*fix: use 'taylor'"),
+        ("distill.fit.learning_rate=.nan", "learning_rate: expected a finite number, got nan"),
+        ("distill.fit.learning_rate=0", "learning_rate > 0"),
+        ("distill.fit.repeat=0", "repeat >= 1, got .*repeat 0"),
+        ("distill.fit.min_area=5", r"min_area in \(0, 1\]"),
+        ("distill.fit.clip_norm=-1", "clip_norm > 0"),
+        ("distill.fit.weight_decay=-1", "weight_decay >= 0"),
+        ("distill.fit.checkpoint_seconds=-1", "checkpoint_seconds >= 0"),
+    ],
+)
+def test_wrong_values_of_a_stage_are_refused_before_anything_runs(setting: str, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        stage_config(combine(None, {}, (setting,)), setting.split(".")[0])
 
 
 def test_full_disk_while_writing_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
