@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import torch
 from accelerate.accelerator import Accelerator
@@ -19,8 +19,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from models.artifact import read_tensors, save_tensors
-from models.errors import CheckpointError, ConfigError, TrainingError, explain
+from models.errors import CheckpointError, ConfigError, InputSizeError, TrainingError, explain
 from models.progress import NULL_PROGRESS, Bar, Progress
+
+if TYPE_CHECKING:
+    from models.spec import ModelSpec
+    from models.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,21 @@ class FitConfig:
             raise ConfigError(explain("crops", expected=expected, got=got, fix="change the recipe"))
         if self.max_minutes is not None and self.max_minutes <= 0:
             raise ConfigError(explain("max_minutes", expected="above 0", got=self.max_minutes, fix="leave it out"))
+
+
+def check_crops(config: FitConfig, spec: ModelSpec, task: Task) -> None:
+    """Raise InputSizeError when the network of ``spec`` cannot take the crops of a phase."""
+    factor = task.photo_size((1, 1))[0]
+    for phase in config.phases:
+        try:
+            spec.size.check(phase.size // factor, phase.size // factor)
+        except InputSizeError as error:
+            side = factor * spec.size.fit(phase.size // factor, phase.size // factor)[0]
+            least, step = factor * spec.size.minimum, factor * spec.size.multiple_of
+            expected = f"at least {least} pixels and a multiple of {step}"
+            fix = f"write size: {side} in fit.phases"
+            what = f"crops that {spec.name} learns from"
+            raise InputSizeError(explain(what, expected=expected, got=phase.size, fix=fix)) from error
 
 
 class Ema:

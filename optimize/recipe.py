@@ -304,7 +304,11 @@ def stage_config(recipe: Recipe, name: str, defaults: Mapping[str, Any] | None =
         base["seed"] = recipe.seed
     values = merge(merge(base, defaults or {}), recipe.options.get(name, {}))
     if "fit" in known:
-        values["fit"] = _fit_values(config_type, {"seed": recipe.seed, **dict(values.get("fit") or {})})
+        given = values.get("fit") or {}
+        if not isinstance(given, Mapping):
+            fix = "write keys and values, or leave the section out"
+            raise ConfigError(explain(f"config {name}.fit", expected="a mapping", got=repr(given), fix=fix))
+        values["fit"] = _fit_values(config_type, {"seed": recipe.seed, **given})
     return build(config_type, values, where=name)
 
 

@@ -27,7 +27,7 @@ from models.registry import create_model, get_spec, get_task
 from optimize.config import to_plain
 from optimize.data import PhotoCrops, to_float
 from optimize.evaluate import evaluate, load_photos
-from optimize.loop import Fit, FitConfig, Phase, run_fit
+from optimize.loop import Fit, FitConfig, Phase, check_crops, run_fit
 from optimize.losses import AdversarialLoss, PixelLoss, discriminator_loss, generator_loss, pixel_loss, total_variation
 from optimize.steps import written_once
 from optimize.taught import check_truth
@@ -208,10 +208,13 @@ def run(artifact: Artifact | None, config: TrainConfig, data: StageContext, out:
         out: Folder; ``train.checkpoint.safetensors`` in it resumes.
 
     Raises:
+        InputSizeError: The network cannot take the crops of a phase, or the input size.
         TrainingError: The loss became NaN.
     """
     spec = get_spec(config.model, task=config.task)
     task = get_task(spec.task)
+    spec.size.check(*data.input_size)
+    check_crops(config.fit, spec, task)
     net = load_network(artifact) if artifact else create_model(config.model, task=config.task)
     if config.encoder_weights:
         from models.pretrained import load_encoder

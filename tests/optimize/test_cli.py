@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -334,6 +335,28 @@ def test_own_teacher_is_imported_from_the_working_folder(quick: Path, monkeypatc
     assert (quick / "runs/make-distill/student.safetensors").exists()
     resolved = yaml.safe_load((quick / "runs/make-distill/recipe.yaml").read_text())
     assert resolved["teacher"]["weights"] == "w.safetensors"
+
+
+def test_threads_limit_a_stage_and_what_it_raises_is_one_line(
+    quick: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def stage(artifact: Any, config: Any, data: Any, out: Path) -> Any:
+        seen.append(torch.get_num_threads())
+        raise IndexError("too few\nlevels")
+
+    monkeypatch.setattr("optimize.train.run", stage)
+    before = torch.get_num_threads()
+    argv = ["train", "--data", str(photos(quick / "photos")), "--threads", "2", "-q", "-o", "out"]
+    assert main(argv) == 1
+    text = "error: stage train: expected a network that it can work on, got IndexError: too few levels; fix: set"
+    assert capsys.readouterr().err.startswith(text)
+    assert (seen, torch.get_num_threads()) == ([2], before)
+    assert json.loads((quick / "out" / "stage.json").read_text())["status"] == "failed"
+    monkeypatch.setenv("PARE_DEBUG", "1")
+    with pytest.raises(IndexError):
+        main(argv)
 
 
 @pytest.mark.parametrize(

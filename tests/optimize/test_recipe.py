@@ -210,6 +210,8 @@ def test_settings_need_a_key_and_a_value() -> None:
         ("prune.importance=tailor", r"config prune\.importance: .*fix: use 'taylor'"),
         ("distill.fit.learning_rate=.nan", "learning_rate: expected a finite number, got nan"),
         ("distill.fit.learning_rate=0", "learning_rate > 0"),
+        ("distill.fit=3", r"config distill\.fit: expected a mapping, got 3"),
+        ("distill.axis=9", "axis 1, 2 or 3, got .*axis 9"),
         ("distill.fit.repeat=0", "repeat >= 1, got .*repeat 0"),
         ("distill.fit.min_area=5", r"min_area in \(0, 1\]"),
         ("distill.fit.clip_norm=-1", "clip_norm > 0"),

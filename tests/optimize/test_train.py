@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import models
 from models.artifact import Artifact, load_network
-from models.errors import CheckpointError, ConfigError, TrainingError
+from models.errors import CheckpointError, ConfigError, InputSizeError, TrainingError
 from models.registry import create_model, get_task
 from models.resnet18_unet import ResNet18Encoder
 from optimize.loop import Fit, FitConfig, Phase
@@ -232,6 +233,16 @@ def test_training_starts_from_given_weights(context: StageContext, tmp_path: Pat
     second = run(first, config(fit=still), context, tmp_path / "two")
     one, two = (load_network(artifact).head.weight for artifact in (first, second))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-3)
+
+
+def test_sizes_that_the_network_cannot_take_are_refused_first(context: StageContext, tmp_path: Path) -> None:
+    crops = config(model="resnet18_unet", fit=fit(phases=(Phase(64, 1), Phase(80, 1))))
+    text = r"crops that resnet18_unet learns from: expected at least 32 pixels and a multiple of 32, got 80; fix: .*96"
+    with pytest.raises(InputSizeError, match=text):
+        run(None, crops, context, tmp_path)
+    with pytest.raises(InputSizeError, match="got 100x64; fix: resize, crop or pad to 128x64"):
+        run(None, config(model="resnet18_unet"), replace(context, input_size=(100, 64)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_encoder_weights_are_loaded(context: StageContext, tmp_path: Path) -> None:
