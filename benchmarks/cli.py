@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from models.console import make_progress, print_json, run_app
-from models.errors import PareError
+from models.errors import PareError, UnknownNameError
+from models.spec import MAX_THREADS
 
 if TYPE_CHECKING:
     from benchmarks.run import Benchmark
@@ -28,7 +29,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 InputSize = Annotated[
     tuple[int, int], typer.Option("--input-size", metavar="H W", help="Height and width of the input, pixels.")
 ]
-Threads = Annotated[int | None, typer.Option(help="Threads of each engine, pinned. Default: one a physical core.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, max=MAX_THREADS, help="Threads of each engine, pinned. Default: one a physical core."),
+]
 Reports = Annotated[list[Path], typer.Argument(help="report.json, its folder, or rows that `run` wrote.")]
 
 
@@ -67,6 +71,7 @@ def run_command(
 ) -> None:
     """Measure every artifact of a bundle, a run folder or a list on this machine."""
     from benchmarks.collect import exported_size, find_artifacts, shipped_teacher
+    from benchmarks.report import check_report_folder
     from benchmarks.run import benchmark
     from benchmarks.settings import Settings
     from models.artifact import Artifact
@@ -87,6 +92,8 @@ def run_command(
         probes=probes,
         seed=seed,
     )
+    if output.suffix != ".json":
+        check_report_folder(output)
     with ExitStack() as stack:
         artifacts, root = find_artifacts(paths, stack)
         settings = replace(settings, input_size=input_size or exported_size(artifacts) or settings.input_size)
@@ -132,7 +139,7 @@ def levels_command(
     input_size: Annotated[tuple[int, int], typer.Option("--input-size", metavar="H W", help="Pixels.")] = (256, 256),
     lpips_net: Annotated[str, typer.Option("--lpips-net", help="lite, squeeze, alex or vgg.")] = "lite",
     lpips_weights: Annotated[Path | None, typer.Option("--lpips-weights", help="Weights of an official net.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each runtime.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads of each runtime.")] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="What the others are compared with where the task has no ground truth (style).")
     ] = None,
@@ -192,8 +199,10 @@ def networks_command(
     from export.registry import list_targets
     from models.paired_photos import open_for
     from models.photos import embedded_photos
-    from models.registry import MODELS, get_task
+    from models.registry import MODELS, get_task, list_tasks
 
+    if task not in list_tasks():
+        raise UnknownNameError("task", task, list_tasks())
     chosen = _names(models) or tuple(
         name for name, spec in MODELS.items() if spec.role == "teacher" and spec.task == task
     )
@@ -225,7 +234,7 @@ def zoo_command(
     targets: Annotated[
         list[str] | None, typer.Option(help="Targets, with commas or again for more. Default: all.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of training and of each engine.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Of training and of each engine.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
     from_scratch: Annotated[
         bool, typer.Option("--from-scratch", help="Train teachers that ship with weights too.")
@@ -273,10 +282,11 @@ def report_command(
     as_json: AsJson = False,
 ) -> None:
     """Render report.md, index.html and front.svg again from report.json."""
-    from benchmarks.report import read_report, render_report, report_folder
+    from benchmarks.report import check_report_folder, read_report, render_report, report_folder
 
     content = read_report(report)
     folder = report_folder(report)
+    check_report_folder(output or folder)
     written = render_report(output or folder, content, pictures_from=folder)
     _show(content["rows"], written, as_json=as_json)
 
@@ -290,12 +300,20 @@ def merge_command(
 ) -> None:
     """Join rows that were measured on other machines into a report."""
     from benchmarks.merge import merge
-    from benchmarks.report import REPORT, copy_pictures, read_report, render_report, report_folder
+    from benchmarks.report import (
+        REPORT,
+        check_report_folder,
+        copy_pictures,
+        read_report,
+        render_report,
+        report_folder,
+    )
     from models.artifact import write_json
 
     content = merge(read_report(report), [read_report(path) for path in rows])
     folder = report_folder(report)
     target = output or folder
+    check_report_folder(target)
     copy_pictures(folder, target)
     write_json(target / REPORT, content)
     written = render_report(target, content)

@@ -113,7 +113,7 @@ class Limits:
     latency: float = 0.10
 
     def __post_init__(self) -> None:
-        if min(self.lpips, self.latency) < 0:
+        if not (self.lpips >= 0 and self.latency >= 0):
             got = f"{self.lpips}, {self.latency}"
             raise ConfigError(explain("limits", expected="0 or more", got=got, fix="for example 0.005 and 0.10"))
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 REPORT = "report.json"
+#: What a report consists of; an interrupted one may hold some of these.
+_OWN = (REPORT, "report.md", "index.html", "*.svg", "pictures", "*.part")
 
 
 def write_report(
@@ -96,6 +98,19 @@ def read_report(path: Path) -> dict[str, Any]:
 def rows_of(content: Mapping[str, Any]) -> list[BenchmarkRow]:
     """Return the rows of a report as objects, checked."""
     return [BenchmarkRow.from_json(row) for row in content["rows"]]
+
+
+def check_report_folder(out: Path) -> None:
+    """Raise RunFolderError when ``out`` is a file, or a folder of something else: a report is not mixed with it."""
+    fix = "choose another --output"
+    if out.is_file():
+        raise RunFolderError(explain(f"{out}", expected="a folder", got="a file", fix=fix))
+    if not out.is_dir() or (out / REPORT).is_file():
+        return
+    others = sorted(path.name for path in out.iterdir() if not any(path.match(name) for name in _OWN))
+    if others:
+        got = f"{others[0]!r} and {len(others) - 1} more" if len(others) > 1 else repr(others[0])
+        raise RunFolderError(explain(f"{out}", expected="a new folder or a report", got=got, fix=fix))
 
 
 def report_folder(path: Path) -> Path:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.errors import ConfigError, explain
+from benchmarks.metrics import LPIPS_NETS
+from export.registry import TARGETS
+from models.errors import ConfigError, UnknownNameError, explain
 from models.spec import check_threads
 
 AUTO = "auto"
@@ -57,10 +59,15 @@ class Settings:
         limits = {"warmup": 0, "iterations": 1, "pictures": 0, "photo_limit": 1, "max_seconds": 0}
         for name, low in limits.items():
             value = getattr(self, name)
-            if value is not None and value < low:
-                flag = "--" + name.replace("_", "-")
+            if value is not None and not value >= low:
+                flag = "--limit" if name == "photo_limit" else "--" + name.replace("_", "-")
                 raise ConfigError(explain(flag, expected=f"{low} or more", got=value, fix="raise it"))
         check_threads(self.threads)
+        devices = sorted({AUTO, *(device for target in TARGETS.values() for device in target.devices)})
+        if self.device not in devices:
+            raise UnknownNameError("device", self.device, devices)
+        if self.lpips_net not in LPIPS_NETS:
+            raise UnknownNameError("LPIPS net", self.lpips_net, LPIPS_NETS)
         if self.levels == 1 or self.levels < 0 or self.level_photos < 1:
             got = f"{self.levels} levels on {self.level_photos} photos"
             expected = "levels of 0 or of 2 and more, on 1 photo or more"

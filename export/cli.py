@@ -12,7 +12,7 @@ import typer
 from export.registry import get_target, list_targets
 from models.console import make_progress, print_json, run_app
 from models.errors import CheckpointError, ParityError, UsageError, explain
-from models.spec import Precision
+from models.spec import MAX_THREADS, Precision
 
 if TYPE_CHECKING:
     from export.bundle import Check
@@ -27,7 +27,9 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of each runtime. Default: its own choice.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=MAX_THREADS, help="Threads of each runtime. Default: its own choice.")
+]
 Device = Annotated[
     str | None, typer.Option(help="Where to run it: cpu, cuda, gpu, npu, ane, all. Default: the target's.")
 ]

@@ -200,7 +200,16 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
             explain(f"ONNX export of {artifact.model}", expected="a traceable network", got=got, fix=fix)
         ) from error
     assert program is not None
-    return program.model_proto
+    model = program.model_proto
+    written = _opset_of(model)
+    if written != opset:  # one that the exporter cannot write is left at its own, without an error
+        fix = f"use {OPSET}"
+        raise UsageError(explain("opset", expected="17 or later, and known to the exporter", got=opset, fix=fix))
+    return model
+
+
+def _opset_of(model: ModelProto) -> int:
+    return int(next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx")))
 
 
 def _samples(spec: ModelSpec, size: tuple[int, int], dynamic: bool) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -297,8 +306,12 @@ def write_onnx(
     onnx = require("onnx", "onnx")
     onnx.helper.set_model_props(model, embedded(contract, artifact))
     write_bytes(output, model.SerializeToString())
-    opset = next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
-    content = {"contract": contract.to_json(), "opset": opset, "nodes": len(model.graph.node), **(metadata or {})}
+    content = {
+        "contract": contract.to_json(),
+        "opset": _opset_of(model),
+        "nodes": len(model.graph.node),
+        **(metadata or {}),
+    }
     return Artifact.create(output, format="onnx", parent=artifact, precision=contract.precision, metadata=content)
 
 

@@ -117,7 +117,8 @@ def _formats() -> tuple[str, ...]:
 
 def _open(path: Path) -> Image.Image:
     if path.exists() and not path.is_file():
-        raise Rejected("non-image", "is a pipe, a socket or a device")  # opening one may wait for ever
+        what = "a folder" if path.is_dir() else "a pipe, a socket or a device"  # opening one may wait for ever
+        raise Rejected("non-image", f"is {what}")
     try:
         return Image.open(path, formats=_formats())
     except Image.DecompressionBombError as error:

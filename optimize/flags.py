@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from models.spec import MAX_THREADS
+
 _WHAT, _DATA, _HOW, _OUT = "What", "Photos", "How", "Output"
 
 
@@ -71,7 +73,7 @@ Device = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    _flag("--threads", help="Threads of PyTorch and of each engine.", min=1),
+    _flag("--threads", help="Threads of PyTorch and of each engine.", min=1, max=MAX_THREADS),
 ]
 Seed = Annotated[int | None, _flag("--seed", help="Of everything random. Default: 0.", min=0)]
 LpipsNet = Annotated[

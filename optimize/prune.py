@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from export.files import remove
+from export.registry import get_target
 from models.artifact import Artifact, load_network, save_network, sidecar_of
 from models.errors import CheckpointError, ConfigError, ExportError, MissingExtraError, UnsupportedError, explain
 from models.registry import get_spec
@@ -113,6 +114,8 @@ class PruneConfig:
             raise ConfigError(explain("target_speedup", expected="above 1", got=self.target_speedup, fix=fix))
         if not self.engines:
             raise ConfigError(explain("engines", expected="one or more", got="none", fix="use for example openvino"))
+        for engine in self.engines:
+            get_target(engine)
         if self.importance not in ("taylor", "magnitude", "bn_scale"):
             expected, fix = "taylor, magnitude or bn_scale", "choose one of these"
             raise ConfigError(explain("importance", expected=expected, got=repr(self.importance), fix=fix))

@@ -202,8 +202,8 @@ def test_artifacts_of_two_tasks_and_none_at_all(tiny_teacher: Artifact, photos: 
     [
         ({"iterations": 0}, "--iterations: expected 1 or more, got 0"),
         ({"warmup": -1}, "--warmup: expected 0 or more, got -1"),
-        ({"threads": 0}, "--threads: expected 1 or more, got 0"),
-        ({"photo_limit": 0}, "--photo-limit: expected 1 or more"),
+        ({"threads": 0}, "threads: expected 1 to 512, got 0"),
+        ({"photo_limit": 0}, "--limit: expected 1 or more"),
         ({"input_size": (0, 64)}, "--input-size: expected height and width"),
     ],
 )

@@ -129,6 +129,12 @@ def test_mobile_format_runs_and_has_a_sidecar(tiny_student: Artifact, tmp_path: 
         ({}, "a.engine", UsageError, r"expected a name in \.onnx, got a\.engine; fix: write to a\.onnx"),
         ({"precision": Precision.BF16}, "a.onnx", UnsupportedError, r"expected fp32 \| fp16 \| int8, got bf16"),
         ({"options": {"opset": 16}}, "a.onnx", UsageError, "opset: expected 17 or later, got 16"),
+        (
+            {"options": {"opset": 99}},
+            "a.onnx",
+            UsageError,
+            "opset: expected 17 or later, and known .*, got 99; fix: use 18",
+        ),
         ({"options": {"opset": "new"}}, "a.onnx", UsageError, "opset: expected 17 or later, got 'new'"),
         ({"options": {"color": 1}}, "a.onnx", UsageError, r"expected opset \| ort \| keep_fp32, got \['color'\]"),
     ],

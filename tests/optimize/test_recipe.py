@@ -208,6 +208,7 @@ def test_settings_need_a_key_and_a_value() -> None:
         ("train.lpips_net=sqeeze", "unknown LPIPS net: .*fix: use 'squeeze'"),
         ("distill.loss=kl_mes", r"config distill\.loss: .*fix: use 'kl_mse'"),
         ("prune.importance=tailor", r"config prune\.importance: .*fix: use 'taylor'"),
+        ("prune.engines=[openvno]", "unknown target: .*fix: use 'openvino'"),
         ("distill.fit.learning_rate=.nan", "learning_rate: expected a finite number, got nan"),
         ("distill.fit.learning_rate=0", "learning_rate > 0"),
         ("distill.fit=3", r"config distill\.fit: expected a mapping, got 3"),
