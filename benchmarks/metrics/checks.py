@@ -9,7 +9,7 @@ from models.errors import ConfigError, InputSizeError, explain
 
 
 def check_pair(preds: Tensor, target: Tensor, *, smallest: int = 1, metric: str) -> None:
-    """Check that both are sRGB (N, 3, H, W) in [0, 1], of one shape, and no side below ``smallest``.
+    """Check that both are sRGB (N, 3, H, W) in [0, 1], N >= 1, of one shape, and no side below ``smallest``.
 
     Raises:
         ConfigError: Shape, type or range is another one.
@@ -21,6 +21,9 @@ def check_pair(preds: Tensor, target: Tensor, *, smallest: int = 1, metric: str)
         got = f"preds {tuple(preds.shape)} and target {tuple(target.shape)}"
         fix = "crop or resize one of them"
         raise ConfigError(explain(metric, expected="images of one shape", got=got, fix=fix))
+    if not len(preds):
+        fix = "pass (N, 3, H, W) with N >= 1"
+        raise ConfigError(explain(metric, expected="one image or more", got="none", fix=fix))
     if preds.device != target.device:
         got = f"preds on {preds.device} and target on {target.device}"
         raise ConfigError(explain(metric, expected="images on one device", got=got, fix="move one with .to(device)"))

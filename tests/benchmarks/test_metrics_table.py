@@ -79,6 +79,8 @@ class TestEveryMetric:
         if name != "colourfulness":
             with pytest.raises(ConfigError, match=f"{name}: expected images of one shape, got .* fix: crop or resize"):
                 METRICS[name].load()(preds[..., :100], target)
+            with pytest.raises(ConfigError, match=f"{name}: expected one image or more, got none; fix: pass"):
+                METRICS[name].load()(preds[:0], target[:0])
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if METRICS[name].smallest > 1])
