@@ -70,6 +70,30 @@ def layer_of(net: nn.Module, samples: Sequence[Tensor], operator: str) -> str | 
     return finder.layer
 
 
+class _Context:
+    """Takes what a forward pass keeps for the backward one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+@contextlib.contextmanager
+def plain_functions() -> Iterator[None]:
+    """Call the ``forward`` of a ``torch.autograd.Function`` alone: ``torch.jit`` would trace one opaque operation."""
+    function: Any = torch.autograd.Function
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        alone = cls.setup_context is not function.setup_context
+        return cls.forward(*args, **kwargs) if alone else cls.forward(_Context(), *args, **kwargs)
+
+    original = function.__dict__["apply"]
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = original
+
+
 @contextlib.contextmanager
 def without_branches(net: nn.Module, samples: tuple[Tensor, ...]) -> Iterator[None]:
     """Quiet ``torch.jit`` while it traces ``net`` inside of the block, and refuse a branch by the values of a tensor.

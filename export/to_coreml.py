@@ -30,7 +30,7 @@ from export.coreml_quirks import repaired_converter
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.portable import Portable
-from export.refusal import say_refusal, without_branches
+from export.refusal import plain_functions, say_refusal, without_branches
 from export.registry import get_target
 from export.resizes import ConstantResizes
 from export.screens import ASKED, RANGE, Screens, screen_artifact
@@ -243,7 +243,7 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), without_branches(net, samples), Portable():
+        with torch.no_grad(), without_branches(net, samples), plain_functions(), Portable():
             return torch.jit.trace(net, samples, check_trace=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

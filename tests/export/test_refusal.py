@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from export import open_runner, to_onnx, to_openvino
-from export.refusal import layer_of, say_refusal
+from export.refusal import layer_of, plain_functions, say_refusal
 from models.artifact import Artifact, save_network
 from models.errors import ExportError
 from models.spec import Precision
@@ -188,3 +189,23 @@ Summary:
 def test_the_node_that_openvino_refused_first_is_named() -> None:
     assert to_openvino.say_report(OPENVINO) == "operator Pad of node pad_13: Unsupported padding mode: [wrap]"
     assert to_openvino.say_report("no such file\nat all") == "no such file"
+
+
+def test_functions_with_a_backward_of_their_own_are_traced_as_what_they_compute() -> None:
+    class Twice(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+            ctx.save_for_backward(x)
+            ctx.factor = factor
+            return x * factor
+
+    def run(x: Tensor) -> Tensor:
+        answer: Tensor = Twice.apply(x, 2.0)
+        return answer
+
+    x = torch.rand(3)
+    with plain_functions(), torch.no_grad():
+        traced = torch.jit.trace(run, (x,))
+    assert "PythonOp" not in str(traced.graph)
+    assert torch.equal(traced(x), x * 2)
+    assert torch.equal(run(x), x * 2)
