@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.quiet import quiet
 from export.refusal import without_branches
 from models.artifact import Artifact, write_json
 from models.dni import Between, load_at_levels
@@ -167,7 +168,7 @@ def _openvino_predict(net: nn.Module, sample: Tensor, precision: str) -> Predict
     import openvino
 
     ov: Any = openvino
-    with torch.no_grad(), without_branches(net, (sample[:1],)):
+    with torch.no_grad(), without_branches(net, (sample[:1],)), quiet():
         model = ov.convert_model(net, example_input=sample[:1])
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
 

@@ -192,6 +192,14 @@ def fitted(folder: Path, nodes: dict[str, str]) -> Quantization:
     return replace(made, calibration=path, sha256=sha256_of(path), ranges=dict.fromkeys(nodes, (-2.0, 3.1)))
 
 
+def test_a_float_layer_reads_what_its_fitted_range_would_cut(tmp_path: Path, graph: Any, nodes: dict[str, str]) -> None:
+    made = fitted(tmp_path, nodes)
+    head = next(node.input[0] for node in graph.graph.node if node.name == nodes["head"])
+    assert activation_ranges(graph, made, nodes)[head] == (-2.0, 3.1)
+    typical = activation_ranges(graph, record(tmp_path), nodes)[head]
+    assert activation_ranges(graph, replace(made, float_layers=("head",)), nodes)[head] == pytest.approx(typical)
+
+
 def test_the_corrections_of_layers_that_are_not_float(tmp_path: Path, nodes: dict[str, str]) -> None:
     made = fitted(tmp_path, nodes)
     assert {name: value.tolist() for name, value in made.bias_corrections().items()} == {"head": [0.5, 0.5]}
