@@ -29,11 +29,12 @@ _SUFFIXES = ("_ReduceMin", "_ReduceMax")  # what onnxruntime's calibrator calls 
 def activation_ranges(
     model: onnx.ModelProto, quantization: Quantization, nodes: Mapping[str, str]
 ) -> dict[str, tuple[float, float]]:
-    """Return the range of every float tensor of ``model``: the record's for what INT8 layers read, else the typical one.
+    """Return the range of every float tensor of ``model``: the record's for what INT8 layers read, else typical.
 
     Where several layers read one tensor the widest of their ranges counts. What a layer in higher precision reads is
     rounded only where a dialect rounds the outputs of the layer before; a fitted range, which cuts strange photos,
-    would take from it there what it stays in higher precision for (measured: 0.0046 LPIPS; 0.0010 with the typical one).
+    would take from it there what it stays in higher precision for (measured: 0.0046 LPIPS; 0.0010 with the typical
+    one).
     """
     inputs = {node.name: node.input[0] for node in model.graph.node}
     fitted: dict[str, tuple[float, float]] = {}

@@ -1,4 +1,4 @@
-"""Keeps what converters warn and print away from the user's terminal, and what they would report away from the network."""
+"""Keeps what converters print away from the user's terminal, and what they would report away from the network."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _NAMES = ("torch", "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxs
 def quiet() -> Iterator[None]:
     """Silence the loggers, warnings and prints of the converters inside of the block; errors still pass.
 
-    OpenVINO and NNCF send usage data unasked, from a thread that crashes an interpreter that ends meanwhile. They do not
-    where ``CI`` is true, and ask when a conversion begins.
+    OpenVINO and NNCF send usage data unasked, from a thread that crashes an interpreter that ends meanwhile. They do
+    not where ``CI`` is true, and ask when a conversion begins.
     """
     loggers = [logging.getLogger(name) for name in (*_NAMES, None)]
     levels = [logger.level for logger in loggers]

@@ -5,7 +5,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
 from export.quiet import quiet
 from export.to_openvino import export
@@ -25,12 +24,11 @@ def test_usage_data_is_not_sent(tiny_student: Artifact, tmp_path: Path, monkeypa
     assert "CI" not in os.environ
 
 
-def test_the_environment_and_the_warnings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_and_warnings_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "no")
-    with pytest.raises(RuntimeError, match="passes"), quiet():
+    with quiet():
         assert os.environ["CI"] == "true"
-        print("hidden")
-        raise RuntimeError("passes")
+        warnings.warn("hidden", stacklevel=1)
     assert os.environ["CI"] == "no"
     with pytest.warns(UserWarning, match="shown"):
         warnings.warn("shown", stacklevel=1)
