@@ -26,6 +26,8 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
+from models.unreported import unreported
+
 
 def explain(what: str, *, expected: object, got: object, fix: str) -> str:
     """Build the text of an error: ``what: expected X, got Y; fix: Z``."""
@@ -131,8 +133,9 @@ def first_line(error: BaseException) -> str:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import ``module`` or raise MissingExtraError naming the extra that brings it."""
+    """Import ``module``, reporting its use to nobody, or raise MissingExtraError naming the extra that brings it."""
     try:
-        return importlib.import_module(module)
+        with unreported():
+            return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(extra, module) from error

@@ -22,7 +22,7 @@ from export.quiet import quiet
 from export.refusal import without_branches
 from models.artifact import Artifact, write_json
 from models.dni import Between, load_at_levels
-from models.errors import RunFolderError, UnsupportedError, explain
+from models.errors import RunFolderError, UnsupportedError, explain, require
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec, get_task
 from optimize.data import PhotoCrops, to_float
@@ -165,9 +165,7 @@ def _to_cpu(answer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None
 
 def _openvino_predict(net: nn.Module, sample: Tensor, precision: str) -> Predict:
     """Trace ``net`` on one image, since some need gigabytes for that; answer in batches where the trace allows it."""
-    import openvino
-
-    ov: Any = openvino
+    ov = require("openvino", "openvino")
     with torch.no_grad(), without_branches(net, (sample[:1],)), quiet():
         model = ov.convert_model(net, example_input=sample[:1])
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
