@@ -100,7 +100,7 @@ def test_dni_keeps_both_ends_and_is_blended_at_export(context: StageContext, tmp
 @pytest.mark.parametrize("name", ["adafm", "ftn", "dni"])
 def test_the_scores_of_a_training_are_those_of_what_it_saved(name: str, context: StageContext, tmp_path: Path) -> None:
     made, task = train(start_of(name, tmp_path / "a"), config_of(name), context, tmp_path), get_task("denoise")
-    rgb = load_photos(context.eval, context.input_size[0], limit=48)
+    rgb = load_photos(context.eval, context.input_size, limit=48)
     want = evaluate(load_at_levels(made), task, rgb, lpips_net="lite", lpips_weights=context.lpips_weights)
     assert made.metadata["scores"]["psnr_db"] == pytest.approx(want["psnr_db"], abs=0.02)
     if name == "dni":  # neither the blend half way nor the end alone
