@@ -75,7 +75,7 @@ def notes(run: Run) -> list[str]:
     for result in run.stages:
         metadata = _metadata(result.artifact)
         if metadata.get("start") == "shipped":
-            end = ", which was kept: training did not bring it closer" if metadata.get("kept") == "start" else ""
+            end = ", which was kept: training did not surely bring it closer" if metadata.get("kept") == "start" else ""
             said.append(f"The distillation started from the student that ships with Pare{end}.")
         elif metadata.get("start") == "narrowed":
             said.append("The student is the teacher itself with fewer channels, and started from its weights.")

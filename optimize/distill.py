@@ -68,7 +68,8 @@ class DistillConfig:
         alpha: Share of the teacher in ``kl_mse``.
         temperature: Of ``kl_mse``.
         axis: Axis of the softmax of ``kl_mse``; 1: channels.
-        keep_best: Keep the start when the result is further from the teacher on photos held out of the training.
+        keep_best: Keep a shipped start unless the result is nearer to the teacher on photos held out of the training,
+            by more than the standard error over them; one photo alone tells nothing.
     """
 
     student: str | None = None
@@ -297,12 +298,14 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     kept = "result"
     if config.keep_best and start == "shipped":
         gaps = {
-            label: _gap(net, artifact, task, judges, data) for label, net in (("before", before), ("after", student))
+            label: _gaps(net, artifact, task, judges, data) for label, net in (("before", before), ("after", student))
         }
-        account["lpips_to_teacher_held_out"] = gaps
-        if gaps["after"] > gaps["before"]:
+        means = {label: float(gap.mean()) for label, gap in gaps.items()}
+        account["lpips_to_teacher_held_out"] = means
+        if not is_nearer(gaps["after"], gaps["before"]):
             student, kept = before, "start"
-            data.progress.note(f"Kept the start: LPIPS to the teacher {gaps['before']:.4f} against {gaps['after']:.4f}")
+            told = f"LPIPS to the teacher {means['before']:.4f} against {means['after']:.4f}"
+            data.progress.note(f"Kept the start: {told} on {len(judging)} photos held out")
     rgb = load_photos(data.eval, size, limit=48)
     options: dict[str, Any] = {"lpips_net": data.lpips_net, "lpips_weights": data.lpips_weights}
     scores = {
@@ -347,10 +350,16 @@ def hold_out(data: StageContext) -> tuple[PhotoSet, PhotoSet]:
     return (photos if len(photos) < 4 else photos.without(judging)), judging
 
 
-def _gap(net: nn.Module, teacher: Artifact, task: Task, rgb: Tensor, data: StageContext) -> float:
+def is_nearer(after: Tensor, before: Tensor) -> bool:
+    """Return whether distances ``after`` (N,) are below ``before`` by more than their difference's standard error."""
+    won = before - after
+    return len(won) > 1 and float(won.mean()) > float(won.std()) / len(won) ** 0.5
+
+
+def _gaps(net: nn.Module, teacher: Artifact, task: Task, rgb: Tensor, data: StageContext) -> Tensor:
     wanted = render_all(load_at_levels(teacher), task, rgb)
     preds = render_all(net, task, rgb)
-    return float(lpips_all(preds, wanted, net=data.lpips_net, weights=data.lpips_weights).mean())
+    return lpips_all(preds, wanted, net=data.lpips_net, weights=data.lpips_weights)
 
 
 name = "distill"

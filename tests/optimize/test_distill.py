@@ -19,7 +19,16 @@ from models.errors import ConfigError, RunFolderError, TrainingError, Unsupporte
 from models.photos import PhotoSet
 from optimize import distill as module
 from optimize import teacher_answers
-from optimize.distill import DistillConfig, DistillStep, FeatureTap, distill_network, hold_out, run, start_student
+from optimize.distill import (
+    DistillConfig,
+    DistillStep,
+    FeatureTap,
+    distill_network,
+    hold_out,
+    is_nearer,
+    run,
+    start_student,
+)
 from optimize.evaluate import load_photos
 from optimize.loop import FitConfig, Phase
 from optimize.stage import StageContext
@@ -156,11 +165,19 @@ def test_scratch_is_seeded(tiny_teacher: Artifact) -> None:
     assert not torch.equal(one.head.weight, different.head.weight)
 
 
+def test_a_result_must_be_nearer_by_more_than_chance() -> None:
+    before = torch.tensor([0.03, 0.02, 0.04, 0.03])
+    assert is_nearer(before - 0.005, before)
+    assert not is_nearer(before + 0.005, before)
+    assert not is_nearer(before - torch.tensor([0.01, -0.008, 0.01, -0.009]), before), "nearer on average, by chance"
+    assert not is_nearer(before[:1] - 0.005, before[:1]), "one photo tells nothing"
+
+
 def test_a_worse_result_gives_the_start_back(
     shipped: Artifact, context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gaps = iter((0.1, 0.2))
-    monkeypatch.setattr(module, "_gap", lambda *args: next(gaps))
+    gaps = iter((torch.tensor([0.1, 0.1]), torch.tensor([0.2, 0.2])))
+    monkeypatch.setattr(module, "_gaps", lambda *args: next(gaps))
     settings = DistillConfig(fit=fit(phases=(Phase(32, 1, 4),)))
     student = run(shipped, settings, context, tmp_path / "out")
     assert student.metadata["kept"] == "start"
