@@ -297,8 +297,10 @@ def run(artifact: Artifact | None, config: DistillConfig, data: StageContext, ou
     judges = load_photos(judging, size)
     kept = "result"
     if config.keep_best and start == "shipped":
+        wanted = render_all(load_at_levels(artifact), task, judges)
         gaps = {
-            label: _gaps(net, artifact, task, judges, data) for label, net in (("before", before), ("after", student))
+            label: lpips_all(render_all(net, task, judges), wanted, net=data.lpips_net, weights=data.lpips_weights)
+            for label, net in (("before", before), ("after", student))
         }
         means = {label: float(gap.mean()) for label, gap in gaps.items()}
         account["lpips_to_teacher_held_out"] = means
@@ -354,12 +356,6 @@ def is_nearer(after: Tensor, before: Tensor) -> bool:
     """Return whether distances ``after`` (N,) are below ``before`` by more than their difference's standard error."""
     won = before - after
     return len(won) > 1 and float(won.mean()) > float(won.std()) / len(won) ** 0.5
-
-
-def _gaps(net: nn.Module, teacher: Artifact, task: Task, rgb: Tensor, data: StageContext) -> Tensor:
-    wanted = render_all(load_at_levels(teacher), task, rgb)
-    preds = render_all(net, task, rgb)
-    return lpips_all(preds, wanted, net=data.lpips_net, weights=data.lpips_weights)
 
 
 name = "distill"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,11 +139,11 @@ def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) 
         net.cuda()
         return "torch cuda", lambda inputs: _to_cpu(eager(inputs.cuda()))
     contestants: dict[str, Predict] = {"torch fp32": eager}
-    for precision in () if one_by_one else ("bf16", "f32"):
-        try:
-            contestants[f"openvino {precision}"] = _openvino_predict(net, sample, precision)
-        except Exception:  # not installed, or an operator that it does not know: it has errors of its own
-            break
+    if not one_by_one:
+        with suppress(Exception):  # not installed, or an operator that it does not know: it has errors of its own
+            model = _traced(net, sample)
+            for precision in ("bf16", "f32"):
+                contestants[f"openvino {precision}"] = _openvino_predict(model, sample, precision)
     reference = eager(sample)[0]
     seconds = {}
     for name, predict in contestants.items():
@@ -163,11 +164,16 @@ def _to_cpu(answer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None
     return answer[0].float().cpu(), None if answer[1] is None else answer[1].float().cpu()
 
 
-def _openvino_predict(net: nn.Module, sample: Tensor, precision: str) -> Predict:
-    """Trace ``net`` on one image, since some need gigabytes for that; answer in batches where the trace allows it."""
+def _traced(net: nn.Module, sample: Tensor) -> Any:
+    """Return OpenVINO's model of ``net``, traced on one image, since some need gigabytes for that."""
     ov = require("openvino", "openvino")
     with torch.no_grad(), without_branches(net, (sample[:1],)), quiet():
-        model = ov.convert_model(net, example_input=sample[:1])
+        return ov.convert_model(net, example_input=sample[:1])
+
+
+def _openvino_predict(model: Any, sample: Tensor, precision: str) -> Predict:
+    """Compile a traced ``model``; answer in batches where the trace allows it."""
+    ov = require("openvino", "openvino")
     config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "THROUGHPUT"}
 
     def at(batch: int) -> Any:
@@ -259,8 +265,8 @@ def _compute(
     )
     first = to_float(torch.stack([crops[index % total] for index in range(min(_BATCH, total))]))
     feature = get_spec(artifact.model, task=artifact.task).feature if config.features else None
-    runtime, predict = fastest_predict(artifact, task.inputs_of(first), feature=feature)
     inputs = task.inputs_of(first)
+    runtime, predict = fastest_predict(artifact, inputs, feature=feature)
     made = get_spec(artifact.model, task=artifact.task).outputs[0]
     wanted = made.at(H=inputs.shape[2], W=inputs.shape[3]).shape[2:]
     arrays = _layout(predict(inputs), total, crops[0], wanted)

@@ -177,7 +177,7 @@ def test_a_worse_result_gives_the_start_back(
     shipped: Artifact, context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gaps = iter((torch.tensor([0.1, 0.1]), torch.tensor([0.2, 0.2])))
-    monkeypatch.setattr(module, "_gaps", lambda *args: next(gaps))
+    monkeypatch.setattr(module, "lpips_all", lambda *args, **options: next(gaps))
     settings = DistillConfig(fit=fit(phases=(Phase(32, 1, 4),)))
     student = run(shipped, settings, context, tmp_path / "out")
     assert student.metadata["kept"] == "start"
