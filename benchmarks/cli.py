@@ -228,7 +228,13 @@ def zoo_command(
     models: Annotated[
         list[str] | None, typer.Option(help="Teachers, with commas or again for more. Default: all.")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="Training time of a model; half for the teacher.")] = 2.0,
+    minutes: Annotated[
+        str,
+        typer.Option(
+            metavar="MINUTES[,MODEL=MINUTES]",
+            help="Training time of a model; half for the teacher. MODEL's own behind it.",
+        ),
+    ] = "2",
     data: Annotated[str | None, typer.Option(help="What optimize takes. Default: sample photos.")] = None,
     input_size: InputSize = (256, 256),
     targets: Annotated[
@@ -246,11 +252,13 @@ def zoo_command(
     quiet: Quiet = False,
 ) -> None:
     """Take every registered teacher through the whole path at a small budget; exit status 1 when none got through."""
-    from benchmarks.zoo import ZooConfig, run_zoo
+    from benchmarks.zoo import ZooConfig, read_minutes, run_zoo
 
+    usual, own = read_minutes(minutes)
     config = ZooConfig(
         models=_names(models),
-        minutes=minutes,
+        minutes=usual,
+        own_minutes=own,
         data=data,
         input_size=input_size,
         targets=_names(targets),

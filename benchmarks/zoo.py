@@ -19,7 +19,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class ZooConfig:
         models: Registry names of teachers, or ``package.module:factory``; none: every teacher of the registry.
         minutes: Training time of a model: half for the teacher, half for the stages after it. Exports and measurements
             come on top.
+        own_minutes: Model -> its own training time, where it takes more or less.
         data: What ``--data`` of ``python -m optimize`` takes; None: the embedded sample photos.
         input_size: Height and width of the inputs, pixels; a model that cannot take it gets the next size that it can.
         targets: Names of targets; none: all.
@@ -61,6 +62,7 @@ class ZooConfig:
 
     models: tuple[str, ...] = ()
     minutes: float = 2.0
+    own_minutes: Mapping[str, float] = field(default_factory=dict)
     data: str | None = None
     input_size: tuple[int, int] = (256, 256)
     targets: tuple[str, ...] = ()
@@ -70,15 +72,16 @@ class ZooConfig:
     settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.minutes > 0:
-            fix = "for example --minutes 2"
-            raise ConfigError(explain("--minutes", expected="above 0", got=self.minutes, fix=fix))
+        for minutes in (self.minutes, *self.own_minutes.values()):
+            if not minutes > 0:
+                fix = "for example --minutes 2"
+                raise ConfigError(explain("--minutes", expected="above 0", got=minutes, fix=fix))
         if len(self.input_size) != 2 or min(self.input_size) < 1:
             fix = "for example --input-size 256 256"
             raise ConfigError(explain("--input-size", expected="height and width", got=self.input_size, fix=fix))
         check_threads(self.threads)
         known = teachers()
-        for name in self.models:
+        for name in (*self.models, *self.own_minutes):
             if name not in known and ":" not in name:
                 raise UnknownNameError("teacher", name, known)
         for name in self.targets:
@@ -90,10 +93,35 @@ class ZooConfig:
         """The models to run, each once, in order."""
         return tuple(dict.fromkeys(self.models)) or teachers()
 
+    def minutes_of(self, model: str) -> float:
+        """Return the training time of a model."""
+        return self.own_minutes.get(model, self.minutes)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values."""
         content = asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
+
+
+def read_minutes(text: str) -> tuple[float, dict[str, float]]:
+    """Read ``2,sid_unet=16``: the minutes of a model, and those of models that take others.
+
+    Raises:
+        ConfigError: Not of this form.
+    """
+    usual, own = 2.0, {}
+    for part in filter(None, (word.strip() for word in text.split(","))):
+        model, _, number = part.rpartition("=")
+        try:
+            minutes = float(number)
+        except ValueError:
+            fix = "for example --minutes 2 or --minutes 2,sid_unet=16"
+            raise ConfigError(explain("--minutes", expected="MINUTES[,MODEL=MINUTES]", got=text, fix=fix)) from None
+        if model:
+            own[model] = minutes
+        else:
+            usual = minutes
+    return usual, own
 
 
 def teachers() -> tuple[str, ...]:
@@ -163,7 +191,7 @@ def _run_model(config: ZooConfig, name: str, root: Path, bar: Bar, expected_s: f
     except PareError as error:
         row = failed_row(spec, str(error), training)
     steps.finish()
-    row = replace(row, seconds=round(time.monotonic() - start, 1))
+    row = replace(row, minutes=config.minutes_of(name), seconds=round(time.monotonic() - start, 1))
     write_json(folder / "row.json", {"schema": SCHEMA, "key": _key(config, name), "row": row.to_json()})
     return row
 
@@ -194,7 +222,8 @@ def _expected_s(config: ZooConfig, rows: Any) -> float:
 
 def _key(config: ZooConfig, name: str) -> str:
     """Hash everything that a row depends on, but for the photos' content and the machine."""
-    content = {**config.to_json(), "models": None, "model": name, "schema": SCHEMA}
+    content = {**config.to_json(), "models": None, "own_minutes": None, "model": name, "schema": SCHEMA}
+    content["minutes"] = config.minutes_of(name)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -62,8 +62,9 @@ class Budget:
         height, width = (-(-max(side, spec.size.minimum, student.minimum) // step) * step for side in config.input_size)
         crop = -(-least // step) * step * get_task(spec.task).photo_scale
         trains = trains_here(spec, from_scratch=config.from_scratch)
-        first = config.minutes * _TRAIN if trains else 0.0
-        minutes = (first, config.minutes - first)
+        whole = config.minutes_of(spec.name)
+        first = whole * _TRAIN if trains else 0.0
+        minutes = (first, whole - first)
         return cls((height, width), crop, count_photos(config.data), minutes)
 
     def with_cost(self, gmacs: float | None) -> Budget:
@@ -82,8 +83,8 @@ class Budget:
         wanted = _CROPS_A_MINUTE * self.minutes[0] / _EPOCHS
         return max(1, math.ceil(wanted / self.photos))
 
-    def answered_views(self, training: Mapping[str, Any]) -> int:
-        """Return crops of each photo that the teacher answers: what it can in its part of the distillation's time.
+    def answers(self, training: Mapping[str, Any]) -> int:
+        """Return how many crops the teacher answers: what it can in its part of the distillation's time.
 
         Its speed is that of its training where it was trained here.
         """
@@ -92,7 +93,7 @@ class Budget:
         if account.get("steps") and account.get("seconds"):
             answers_a_second = _STEP_OVER_ANSWER * self.batch * account["steps"] / account["seconds"]
             wanted = min(wanted, answers_a_second * 60 * self.minutes[1] * _DISTIL * _ANSWERS)
-        return max(1, int(min(max(wanted, _MIN_ANSWERS), _MAX_ANSWERS)) // self.photos)
+        return int(min(max(wanted, _MIN_ANSWERS), _MAX_ANSWERS))
 
 
 def trains_here(spec: ModelSpec, *, from_scratch: bool) -> bool:
@@ -150,8 +151,10 @@ def run_command(
     """
     settings = [f"benchmark.pictures={_PICTURES}", "benchmark.probes=false"]
     settings += [f"{stage}.fit.phases={budget.phases(40)}" for stage in ("distill", "prune")]
-    views = budget.answered_views(training)
-    settings += [f"{stage}.fit.repeat={views}" for stage in ("distill", "prune")]
+    answers = budget.answers(training)
+    settings += [f"{stage}.fit.repeat={max(1, answers // budget.photos)}" for stage in ("distill", "prune")]
+    if answers < budget.photos:
+        settings.append(f"data.train_photos={answers}")
     if config.targets:
         references = [name for name in _REFERENCES if name in config.targets]
         settings.append(f"export.reference_targets={json.dumps(references)}")

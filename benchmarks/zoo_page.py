@@ -35,7 +35,8 @@ _METRIC_NAMES = {"lpips": "LPIPS", "psnr": "PSNR dB", "ssim": "SSIM", "delta_e":
 _DIGITS = {"lpips": 4, "psnr": 2, "ssim": 4, "delta_e": 2}
 _NOT_TIMED = {"built": "built", "unsupported": "no", "failed": "failed", "measured": "–"}
 READING = (
-    "Budgets are small unless said otherwise: the numbers then show that the path works, not what a network can reach.",
+    "Minutes is the training time, half of it the teacher's unless it ships trained. Where it is small, the numbers "
+    "show that the path works, not what a network can reach.",
     "A -> B: the teacher, and the student that is shipped in its place after distillation, pruning and quantization.",
     "Times are medians of one call of the engine, of the shipped network in each precision. built: made and checked, "
     "not timed here; no: the target cannot do it; failed: the reason is listed; ~: noisy.",
@@ -118,6 +119,7 @@ def _tile(tiles: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | 
 def cells(row: ZooRow, targets: Targets) -> Iterator[Cell]:
     """Return the cells of a row behind the name of the model."""
     yield Cell("Task", row.task, row.task)
+    yield Cell("Minutes", short(row.minutes), row.minutes)
     yield Cell("Params M", _arrow(row.teacher_params_m, row.params_m), row.params_m)
     yield Cell("GMACs", _arrow(row.teacher_gmacs, row.gmacs), row.gmacs)
     yield Cell("MB", _arrow(row.teacher_size_mb, row.size_mb), row.size_mb)
@@ -233,7 +235,8 @@ def subtitle(content: Mapping[str, Any]) -> str:
     height, width = settings["input_size"]
     where = f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores_available') or '?'} cores"
     what = f"photos of {Path(settings['data']).name}" if settings["data"] else "the embedded sample photos"
-    return f"{settings['minutes']:g} minutes of training a model, inputs of {height}x{width}, {what}, {where}"
+    usual = "" if not settings["own_minutes"] else ", where the table says no other"
+    return f"{settings['minutes']:g} minutes of training a model{usual}, inputs of {height}x{width}, {what}, {where}"
 
 
 def notes(content: Mapping[str, Any], rows: Sequence[ZooRow]) -> list[str]:
@@ -255,13 +258,18 @@ def notes(content: Mapping[str, Any], rows: Sequence[ZooRow]) -> list[str]:
 def command(content: Mapping[str, Any]) -> str:
     """The command that runs it again."""
     given = content["settings"]
-    words = ["python -m benchmarks zoo -o runs/zoo", f"--minutes {given['minutes']:g}"]
+    words = ["python -m benchmarks zoo -o runs/zoo", f"--minutes {_minutes(given)}"]
     words += [f"--data {Path(given['data']).name}"] if given["data"] else []
     words += ["--input-size {} {}".format(*given["input_size"])]
     words += [f"--{name} {','.join(given[name])}" for name in ("models", "targets") if given[name]]
     words += [f"--{name} {given[name]}" for name in ("threads", "seed") if given[name]]
     words += ["--from-scratch"] if given["from_scratch"] else []
     return " ".join([*words, *(f"--set '{setting}'" for setting in given["settings"])])
+
+
+def _minutes(given: Mapping[str, Any]) -> str:
+    own = (f"{name}={minutes:g}" for name, minutes in given["own_minutes"].items())
+    return ",".join([f"{given['minutes']:g}", *own])
 
 
 def _html_table(rows: Sequence[ZooRow], targets: Targets) -> str:

@@ -57,6 +57,7 @@ class ZooRow:
         task: Its task.
         status: ``done``, or ``failed`` with the reason.
         reason: Why it failed, or why a number is None.
+        minutes: Training time that it was given: the teacher's and that of the stages after it.
         seconds: Time that it took, all in all; of a row that was resumed the last part.
         teacher: Where the teacher's weights are from, for people.
         student: Network that is shipped.
@@ -93,6 +94,7 @@ class ZooRow:
     task: str
     status: Status = "done"
     reason: str | None = None
+    minutes: float | None = None
     seconds: float | None = None
     teacher: str | None = None
     student: str | None = None

@@ -54,6 +54,7 @@ class DataRecipe:
         calibration: The same, for INT8; None takes the training photos.
         eval_fraction: Share of ``source`` that is held out.
         eval_photos: At most so many photos to measure with.
+        train_photos: At most so many photos to train on, drawn at random, for a teacher that is slow; None: all.
         keep_grey: Keep photos without chroma where the task would skip them (``Task.skips_grey``).
     """
 
@@ -62,6 +63,7 @@ class DataRecipe:
     calibration: str | None = None
     eval_fraction: float = 0.1
     eval_photos: int = 32
+    train_photos: int | None = None
     keep_grey: bool = False
 
     def __post_init__(self) -> None:
@@ -69,6 +71,9 @@ class DataRecipe:
             got = f"eval_fraction {self.eval_fraction}, eval_photos {self.eval_photos}"
             expected = "eval_fraction between 0 and 1, eval_photos of 1 or more"
             raise ConfigError(explain("photos", expected=expected, got=got, fix="change the recipe"))
+        if self.train_photos is not None and self.train_photos < 1:
+            fix = "leave it out to train on all"
+            raise ConfigError(explain("data.train_photos", expected="1 or more", got=self.train_photos, fix=fix))
         if self.eval and not self.source:
             fix = "pass --data too"
             raise ConfigError(explain("photos", expected="data beside eval-data", got="eval-data alone", fix=fix))

@@ -95,6 +95,8 @@ def open_recipe_photos(recipe: DataRecipe, *, seed: int, task: Task, progress: P
     else:
         train, held = _open(recipe.source, recipe, task, progress).split(recipe.eval_fraction, seed=seed)
     held = held.sample(recipe.eval_photos, seed=seed, verify=True)
+    if recipe.train_photos is not None:
+        train = train.sample(recipe.train_photos, seed=seed)
     calibration = train
     if recipe.calibration is not None:
         calibration = _open(recipe.calibration, recipe, task, progress)

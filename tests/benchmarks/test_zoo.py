@@ -174,6 +174,12 @@ def test_finished_models_are_not_run_again(calls: Calls, tmp_path: Path) -> None
     changed = run_zoo(ZooConfig(models=("unet",), minutes=5), tmp_path)
     assert calls.verbs()[-2:] == [("unet", "train"), ("unet", "run")]
     assert [row["model"] for row in changed["rows"]] == ["unet"]
+    own = run_zoo(ZooConfig(models=("unet", "hdrnet"), own_minutes={"unet": 5.0}), tmp_path)
+    assert calls.verbs()[-2:] == [("unet", "train"), ("unet", "run")]  # nothing was run for it
+    assert {row["model"]: row["minutes"] for row in own["rows"]} == {"pix2pix": 2.0, "unet": 5.0, "hdrnet": 2.0}
+    text = (tmp_path / "zoo.md").read_text(encoding="utf-8")
+    assert "--minutes 2,unet=5" in text
+    assert "where the table says no other" in text
 
 
 def test_what_fails_is_a_row_and_the_others_go_on(calls: Calls, tmp_path: Path) -> None:

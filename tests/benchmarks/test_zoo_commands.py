@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks import zoo_process
-from benchmarks.zoo import ZooConfig, teachers
+from benchmarks.zoo import ZooConfig, read_minutes, teachers
 from benchmarks.zoo_commands import Budget, count_photos, crop_gmacs, run_command, train_command, trains_here
 from benchmarks.zoo_process import ChildFailed, call
+from models.errors import ConfigError, UnknownNameError
 from models.registry import get_spec, get_task
 from optimize.config import build
 from optimize.flags import KEYS
@@ -92,13 +94,35 @@ def test_a_slow_teacher_answers_fewer_crops() -> None:
     budget = Budget.of(ZooConfig(minutes=2), get_spec("unet"))
     assert budget.photos == 4
 
-    def views(steps: int) -> int:
-        return budget.answered_views({"metadata": {"account": {"steps": steps, "seconds": 60.0}}})
+    def training(steps: int) -> dict[str, object]:
+        return {"artifact": "t", "metadata": {"account": {"steps": steps, "seconds": 60.0}}}
 
     # 12 steps of 8 crops a minute are 4.8 answers a second; 13.5 s for them are 64, 16 of each of four photos
-    assert views(12) == 16
-    assert views(1) == 6  # never fewer than 24 in all
-    assert views(100_000) == budget.answered_views({}) == 375
+    assert budget.answers(training(12)) == 64
+    assert budget.answers(training(1)) == 24
+    assert budget.answers(training(100_000)) == budget.answers({}) == 1500
+    config, spec = ZooConfig(minutes=2), get_spec("unet")
+    recipe = recipe_of(run_command(config, spec, budget, Path("x"), training(12)))
+    assert recipe.options["distill"]["fit"]["repeat"] == recipe.options["prune"]["fit"]["repeat"] == 16
+    assert recipe.data.train_photos is None
+    many = replace(budget, photos=100)  # of which it has no time to answer one crop each
+    recipe = recipe_of(run_command(config, spec, many, Path("x"), training(12)))
+    assert (recipe.options["distill"]["fit"]["repeat"], recipe.data.train_photos) == (1, 64)
+
+
+def test_a_model_may_have_minutes_of_its_own() -> None:
+    assert read_minutes("3") == (3.0, {})
+    usual, own = read_minutes("3, unet=8,a/b.py:f=0.5")
+    assert (usual, own) == (3.0, {"unet": 8.0, "a/b.py:f": 0.5})
+    config = ZooConfig(minutes=usual, own_minutes={"unet": 8.0})
+    assert Budget.of(config, get_spec("unet")).minutes == (4.0, 4.0)
+    assert Budget.of(config, get_spec("hdrnet")).minutes == (1.5, 1.5)
+    with pytest.raises(ConfigError, match="--minutes: expected MINUTES"):
+        read_minutes("3,unet=long")
+    with pytest.raises(ConfigError, match="--minutes: expected above 0, got -1"):
+        ZooConfig(own_minutes={"unet": -1.0})
+    with pytest.raises(UnknownNameError, match="unett"):
+        ZooConfig(own_minutes={"unett": 1.0})
 
 
 def test_photos_are_counted(tmp_path: Path) -> None:

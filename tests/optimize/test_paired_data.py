@@ -107,6 +107,10 @@ def test_a_recipe_opens_pairs_for_a_task_that_takes_them(folder: Path) -> None:
     assert recipe_task(recipe).name == "overlay"
     photos = open_recipe_photos(recipe.data, seed=0, task=recipe_task(recipe))
     assert photos.train.load(0).shape[2] == 6
+    capped = open_recipe_photos(replace(recipe.data, train_photos=2), seed=0, task=recipe_task(recipe))
+    assert len(capped.train) == len(capped.calibration) == 2 < len(photos.train)
+    assert set(capped.train.paths) < set(photos.train.paths)
+    assert capped.eval.paths == photos.eval.paths
     assert recipe_task(recipe_from({})).name == "colorize"
     own = {"stages": [], "train": {"model": "chroma_unet", "task": "overlay"}}
     assert recipe_task(recipe_from(own)).name == "overlay"

@@ -147,6 +147,7 @@ def test_resolved_recipe_is_complete_and_gives_the_same_run(tmp_path: Path) -> N
         ({"device": "gpu"}, ConfigError, "device"),
         ({"data": {"eval": "x"}}, ConfigError, "got eval-data alone; fix: pass --data too"),
         ({"data": {"eval_fraction": 1}}, ConfigError, "eval_fraction between 0 and 1"),
+        ({"data": {"train_photos": 0}}, ConfigError, "data.train_photos: expected 1 or more, got 0; fix: leave it out"),
         ({"benchmark": {"iterations": 0}}, ConfigError, "iterations of 1 or more"),
         ({"gate": {"max_lpips_drop": -1}}, ConfigError, "fix: change --max-lpips-drop"),
         (
