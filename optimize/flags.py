@@ -95,7 +95,7 @@ MixedPrecision = Annotated[
 ]
 MaxLpipsDrop = Annotated[
     float | None,
-    _flag("--max-lpips-drop", help="Largest LPIPS that may be lost.", min=0.0),
+    _flag("--max-lpips-drop", help="Most LPIPS that may be lost; more is not shipped.", min=0.0),
 ]
 AllowDrop = Annotated[
     bool | None,
@@ -202,11 +202,8 @@ def recipe_flags(stage: str, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         plain = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         flags[KEYS[name].format(stage=stage)] = plain
+    keys = {"max_lpips_drop": ("gate",), "allow_drop": ("gate", "quantize")} if stage == "run" else {}
     for name in ("max_lpips_drop", "allow_drop"):
-        if given.get(name) is None:
-            continue
-        if stage in ("run", "quantize"):
-            flags[f"quantize.{name}"] = given[name]
-        if stage == "run":
-            flags[f"gate.{name}"] = given[name]
+        if given.get(name) is not None:
+            flags |= {f"{section}.{name}": given[name] for section in keys.get(name, (stage,))}
     return flags

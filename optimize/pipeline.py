@@ -29,6 +29,7 @@ from models.spec import Precision
 from optimize import shipping
 from optimize.exports import Job, check_made, move_back, plan, remove_strangers, run_jobs
 from optimize.narrow import TEACHER
+from optimize.quantize import DEFAULT_AIM
 from optimize.recipe import Recipe, resolve, stage_config, write_yaml
 from optimize.registry import get_stage
 from optimize.run_folder import Policy, RunFolder, StageFolder, check_space, fingerprint, read_json
@@ -140,7 +141,8 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
     """Return what a stage's config gets from the run where the recipe says nothing.
 
     That is: time, crops a photo (the same for all stages that learn from the teacher's answers, which are then computed
-    once), and how much faster a student that is small already must get by pruning. A pruned network is not fine-tuned
+    once), how much faster a student that is small already must get by pruning, and the LPIPS that INT8 aims at where the
+    gate is tighter than the stage's own aim. A pruned network is not fine-tuned
     on fewer than ``FEW_PHOTOS``: measured on other photos, a minute on six photos cost it 0.047 LPIPS-squeeze.
     """
     known = {item.name for item in fields(get_stage(name).config_type)}
@@ -163,6 +165,8 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         defaults["fit"] = {"max_minutes": _STUDENT_MINUTES, **defaults["fit"]}
         if not goals & recipe.options.get(name, {}).keys():
             defaults["target_speedup"] = _STUDENT_SPEEDUP
+    if name == "quantize" and not {"max_lpips_drop", "aim_lpips_drop"} & recipe.options.get(name, {}).keys():
+        defaults["aim_lpips_drop"] = min(DEFAULT_AIM, recipe.gate.max_lpips_drop)
     return defaults
 
 

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from models.tasks.base import Task
     from optimize.calibration import CalibrationSet
-    from optimize.sensitivity import LayerSensitivity, Scorer
+    from optimize.sensitivity import FloatChoice, LayerSensitivity, Scorer
     from optimize.simulation import SimulatedInt8
     from optimize.stage import StageContext
 
 CALIBRATION = "calibration.safetensors"
 RESULT = "quantized.safetensors"
+#: The aim where the caller sets neither an aim nor a limit.
+DEFAULT_AIM = 0.002
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,11 @@ class QuantizeConfig:
     Attributes:
         method: ``ptq``: post-training; ranges and biases are fitted as ``optimize.range_fitting`` says.
         calibration_samples: Inputs that the ranges are measured on.
-        max_lpips_drop: Largest LPIPS above the float network's that INT8 may cost.
-        allow_drop: Keep the result even where it costs more.
+        max_lpips_drop: A limit: an INT8 network whose LPIPS is further above the float network's is refused. None: no
+            limit here; the drop is written down, and the gate of a run decides what ships.
+        aim_lpips_drop: An aim: layers stay in float until the drop is at most this, as far as ``max_float_share`` goes;
+            a missed aim is said and refuses nothing. None: ``max_lpips_drop``, or 0.002 without one.
+        allow_drop: Keep the result even where it is over the limit.
         sensitivity_photos: Evaluation photos that single layers are scored on.
         sensitivity_size: Their largest side, pixels; smaller is faster.
         max_float_share: Largest share of the multiply-adds that may stay in higher precision.
@@ -47,7 +52,8 @@ class QuantizeConfig:
 
     method: Literal["ptq"] = "ptq"
     calibration_samples: int = 128
-    max_lpips_drop: float = 0.002
+    max_lpips_drop: float | None = None
+    aim_lpips_drop: float | None = None
     allow_drop: bool = False
     sensitivity_photos: int = 12
     sensitivity_size: int = 128
@@ -62,12 +68,22 @@ class QuantizeConfig:
                 fix = f"raise {name}"
                 got = getattr(self, name)
                 raise ConfigError(explain(name, expected=f"{least} or more", got=got, fix=fix))
-        if self.max_lpips_drop < 0:
-            fix = "change --max-lpips-drop"
-            raise ConfigError(explain("max_lpips_drop", expected="0 or more", got=self.max_lpips_drop, fix=fix))
+        for name, fix in (("max_lpips_drop", "change --max-lpips-drop"), ("aim_lpips_drop", "change the recipe")):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ConfigError(explain(name, expected="0 or more", got=value, fix=fix))
+        if self.max_lpips_drop is not None and self.aim > self.max_lpips_drop:
+            expected, fix = f"at most max_lpips_drop, {self.max_lpips_drop:g}", "lower it or leave it out"
+            raise ConfigError(explain("aim_lpips_drop", expected=expected, got=self.aim_lpips_drop, fix=fix))
         if not 0 <= self.max_float_share <= 1:
             fix = "use for example 0.25"
             raise ConfigError(explain("max_float_share", expected="0 to 1", got=self.max_float_share, fix=fix))
+
+    @property
+    def aim(self) -> float:
+        """LPIPS drop that layers stay in float for."""
+        if self.aim_lpips_drop is not None:
+            return self.aim_lpips_drop
+        return DEFAULT_AIM if self.max_lpips_drop is None else self.max_lpips_drop
 
 
 name = "quantize"
@@ -78,14 +94,15 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
     """Quantize ``artifact``; see ``optimize.stage.Stage.run``.
 
     The result's metadata: ``quantization`` (the record), ``scores`` and ``float_scores`` (INT8 simulated, float),
-    ``lpips_drop``, ``lpips_drop_symmetric`` (TensorRT rounds inputs symmetrically; a large drop is a warning and fails
+    ``lpips_drop``, ``aim`` (the LPIPS drop aimed at, by how much it was ``missed_by``, and the drop of each number of
+    layers in float that was ``tried``), ``lpips_drop_symmetric`` (TensorRT rounds inputs symmetrically; a large drop is a warning and fails
     nothing, for more float layers would slow down the other targets), ``sensitivity`` (a row a layer), ``warnings``.
 
     Raises:
         CheckpointError: No artifact, or one that is quantized already.
         DataError: The calibration photos cannot be used, or are of one colour.
         UnsupportedError: The network has no layer to quantize.
-        QualityGateError: INT8 costs more LPIPS than allowed, and ``allow_drop`` is not set.
+        QualityGateError: INT8 costs more LPIPS than ``max_lpips_drop``, and ``allow_drop`` is not set.
     """
     artifact = _check(artifact)
     task = task_of(artifact, data)
@@ -94,13 +111,15 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
     simulation = _simulate(net, calibration, data)
     scorer, small = _scorers(simulation, task, artifact, config, data)
     coverage = _with_saturation(calibration.coverage, simulation, scorer)
-    scores, kept, float_scores, int8_scores = _mix(net, simulation, scorer, small, config, data)
+    scores, choice, float_scores, int8_scores = _mix(net, simulation, scorer, small, config, data)
+    kept = choice.layers
     drop = int8_scores["lpips"] - float_scores["lpips"]
     data.progress.note(_summary(data.lpips_net, drop, kept, scores))
     gate(drop, config, lpips_net=data.lpips_net)
     rounded = [layer for layer in simulation.layers if layer not in kept]
     symmetric = scorer.drop(rounded, float_scores["lpips"], symmetric=True)
-    warnings = [*coverage["warnings"], *_symmetry_warnings(symmetric, drop, config, data)]
+    missed = max(drop - config.aim, 0.0)
+    said = [*_aim_warnings(choice, missed, config, data), *_symmetry_warnings(symmetric, drop, config, data)]
     record = _record(simulation, kept, calibration, coverage, out)
     return save_network(
         net,
@@ -116,16 +135,17 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
             "scores": {**int8_scores, "simulated": True},
             "float_scores": float_scores,
             "lpips_drop": drop,
+            "aim": {"lpips_drop": config.aim, "missed_by": missed, "tried": {str(n): d for n, d in choice.tried.items()}},
             "lpips_drop_symmetric": symmetric,
             "lpips_net": data.lpips_net,
             "sensitivity": [row.to_json() for row in scores],
-            "warnings": warnings,
+            "warnings": [*coverage["warnings"], *said],
         },
     )
 
 
 def gate(drop: float, config: QuantizeConfig, *, lpips_net: str) -> None:
-    """Refuse an INT8 network that lost more LPIPS than allowed.
+    """Refuse an INT8 network that lost more LPIPS than the limit, where there is one.
 
     Args:
         drop: LPIPS of INT8 minus LPIPS of float.
@@ -135,7 +155,7 @@ def gate(drop: float, config: QuantizeConfig, *, lpips_net: str) -> None:
     Raises:
         QualityGateError: It lost more, and ``allow_drop`` is not set.
     """
-    if drop <= config.max_lpips_drop or config.allow_drop:
+    if config.max_lpips_drop is None or drop <= config.max_lpips_drop or config.allow_drop:
         return
     expected = f"an LPIPS-{lpips_net} drop of at most {config.max_lpips_drop:g}"
     fix = "raise --max-lpips-drop or max_float_share, calibrate on more photos, or pass --allow-drop"
@@ -222,8 +242,8 @@ def _mix(
     small: Scorer,
     config: QuantizeConfig,
     data: StageContext,
-) -> tuple[list[LayerSensitivity], tuple[str, ...], dict[str, float], dict[str, float]]:
-    """Return the sensitivities, the layers kept in float, and the scores of the float and of the INT8 network."""
+) -> tuple[list[LayerSensitivity], FloatChoice, dict[str, float], dict[str, float]]:
+    """Return the sensitivities, the choice of float layers, and the scores of the float and of the INT8 network."""
     from optimize.evaluate import evaluate
     from optimize.sensitivity import by_worth, choose_float_layers, score_layers
 
@@ -237,26 +257,40 @@ def _mix(
             bar.advance(1, drop=drop)
             return drop
 
-        kept, _ = choose_float_layers(
+        choice = choose_float_layers(
             drop_of,
             by_worth(scores),
             {row.layer: row.macs_share for row in scores},
-            max_drop=config.max_lpips_drop,
+            aim=config.aim,
             max_share=config.max_float_share,
         )
-        with simulation.quantized([layer for layer in simulation.layers if layer not in kept]) as quantized:
+        with simulation.quantized([layer for layer in simulation.layers if layer not in choice.layers]) as quantized:
             int8_scores = evaluate(quantized, scorer.task, scorer.rgb, **quality)  # type: ignore[arg-type]
-    marked = [replace(row, precision="float" if row.layer in kept else "int8") for row in scores]
-    return marked, kept, float_scores, int8_scores
+    marked = [replace(row, precision="float" if row.layer in choice.layers else "int8") for row in scores]
+    return marked, choice, float_scores, int8_scores
+
+
+def _aim_warnings(choice: FloatChoice, missed: float, config: QuantizeConfig, data: StageContext) -> list[str]:
+    """Return by how much the aim was missed, and what was tried, where it was."""
+    if not missed:
+        return []
+    tried = ", ".join(f"{count} ({drop:+.4f})" for count, drop in choice.tried.items())
+    text = (
+        f"the aim of LPIPS-{data.lpips_net} {config.aim:+.4f} was missed by {missed:.4f}; tried with layers in higher "
+        f"precision: {tried}; {choice.most} is the most that max_float_share {config.max_float_share:g} allows: raise "
+        "it, calibrate on more photos, or ship fp16"
+    )
+    data.progress.note(f"Warning: {text}")
+    return [text]
 
 
 def _symmetry_warnings(symmetric: float, drop: float, config: QuantizeConfig, data: StageContext) -> list[str]:
     """Return what to know about TensorRT, whose symmetric rounding the gate does not hold."""
-    if symmetric <= max(config.max_lpips_drop, drop):
+    if symmetric <= max(config.aim, drop):
         return []
     text = (
         f"TensorRT rounds the inputs of layers symmetrically, which costs LPIPS-{data.lpips_net} {symmetric:+.4f} "
-        f"instead of {drop:+.4f}, simulated: lower --max-lpips-drop for more float layers, or use fp16 there"
+        f"instead of {drop:+.4f}, simulated: lower quantize.aim_lpips_drop for more float layers, or use fp16 there"
     )
     data.progress.note(f"Warning: {text}")
     return [text]

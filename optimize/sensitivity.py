@@ -115,15 +115,32 @@ def by_worth(scores: Sequence[LayerSensitivity]) -> list[str]:
     return [item.layer for item in ordered]
 
 
+@dataclass(frozen=True)
+class FloatChoice:
+    """Which layers stay in float, and what was tried to find them.
+
+    Attributes:
+        layers: Layers kept in float.
+        drop: LPIPS drop of the whole network with them.
+        tried: Number of layers in float -> LPIPS drop, in rising order.
+        most: The most layers that the share of the multiply-adds allows.
+    """
+
+    layers: tuple[str, ...]
+    drop: float
+    tried: Mapping[int, float]
+    most: int
+
+
 def choose_float_layers(
     drop_of: Callable[[tuple[str, ...]], float],
     order: Sequence[str],
     shares: Mapping[str, float],
     *,
-    max_drop: float,
+    aim: float,
     max_share: float,
-) -> tuple[tuple[str, ...], float]:
-    """Keep as few layers in float as bring the LPIPS drop of the whole network to ``max_drop``.
+) -> FloatChoice:
+    """Keep as few layers in float as bring the LPIPS drop of the whole network to ``aim``.
 
     Takes the first 0, 1, 2, 4, ... layers of ``order``, then bisects between the last that failed and the first that
     passed: a dozen measurements for a hundred layers.
@@ -132,35 +149,35 @@ def choose_float_layers(
         drop_of: Measures the LPIPS drop with these layers in float and the rest in INT8.
         order: Layers, the most worthwhile first.
         shares: Share of the multiply-adds of each layer.
-        max_drop: LPIPS.
+        aim: LPIPS.
         max_share: Largest share of the multiply-adds in float.
 
     Returns:
-        The layers, and their drop; where nothing passes, the best that was tried.
+        The choice; where nothing reaches the aim, the best that was tried.
     """
-    known = {0: drop_of(())}
-    if known[0] <= max_drop:
-        return (), known[0]
     limit, share = 0, 0.0
     for layer in order:
         share += shares[layer]
         if share > max_share:
             break
         limit += 1
+    known = {0: drop_of(())}
+    if known[0] <= aim:
+        return FloatChoice((), known[0], known, limit)
     failed, passed, count = 0, None, 1
     while passed is None and failed < limit:
         count = min(count, limit)
         known[count] = drop_of(tuple(order[:count]))
-        if known[count] <= max_drop:
+        if known[count] <= aim:
             passed = count
         else:
             failed, count = count, 2 * count
     while passed is not None and passed - failed > 1:
         middle = (failed + passed) // 2
         known[middle] = drop_of(tuple(order[:middle]))
-        if known[middle] <= max_drop:
+        if known[middle] <= aim:
             passed = middle
         else:
             failed = middle
     best = passed if passed is not None else min(known, key=lambda number: known[number])
-    return tuple(order[:best]), known[best]
+    return FloatChoice(tuple(order[:best]), known[best], dict(sorted(known.items())), limit)

@@ -96,7 +96,39 @@ def test_layers_stay_float_until_the_drop_is_small_enough(
     assert sorted(kept) == sorted(record.float_layers)
 
 
+def test_a_missed_aim_is_said_and_refuses_nothing(
+    tiny_student: Artifact, context: StageContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optimize.sensitivity import Scorer
+
+    layers: list[int] = []
+
+    def drop(self: Any, rounded: Any, start: float, **_: Any) -> float:
+        layers.append(len(rounded))
+        return 0.5 - 0.01 * (max(layers) - len(rounded))
+
+    monkeypatch.setattr(Scorer, "drop", drop)
+    config = replace(CONFIG, max_lpips_drop=None, aim_lpips_drop=1e-9, max_float_share=1.0)
+    scored: list[float] = []
+    monkeypatch.setattr("optimize.evaluate.evaluate", lambda *_, **__: {"lpips": scored.append(0.0) or len(scored)})
+    made = run(tiny_student, config, context, tmp_path)
+    assert made.path.exists()
+    aim = made.metadata["aim"]
+    assert (aim["lpips_drop"], aim["missed_by"]) == (1e-9, pytest.approx(1.0))
+    assert aim["tried"]["0"] == 0.5
+    assert aim["tried"]["1"] == pytest.approx(0.49)
+    (said,) = (text for text in made.metadata["warnings"] if "the aim of LPIPS-lite" in text)
+    assert "was missed by 1.0000; tried with layers in higher precision: 0 (+0.5000), 1 (+0.4900), 2 (+0.4800)" in said
+
+
+def test_a_limit_is_the_aim_unless_one_is_set() -> None:
+    assert QuantizeConfig().aim == quantize.DEFAULT_AIM
+    assert QuantizeConfig(max_lpips_drop=0.1).aim == 0.1
+    assert QuantizeConfig(max_lpips_drop=0.1, aim_lpips_drop=0.01).aim == 0.01
+
+
 def test_the_gate() -> None:
+    gate(0.5, QuantizeConfig(), lpips_net="lite")  # no limit: the gate of a run decides
     config = QuantizeConfig(max_lpips_drop=0.002)
     gate(0.002, config, lpips_net="lite")
     gate(-0.1, config, lpips_net="lite")
@@ -147,6 +179,11 @@ def test_calibration_photos_of_one_colour(tiny_student: Artifact, context: Stage
         ({"calibration_samples": 0}, "calibration_samples: expected 1 or more, got 0"),
         ({"sensitivity_size": 8}, "sensitivity_size: expected 32 or more, got 8"),
         ({"max_lpips_drop": -1.0}, "max_lpips_drop: expected 0 or more, got -1.0; fix: change --max-lpips-drop"),
+        ({"aim_lpips_drop": -1.0}, "aim_lpips_drop: expected 0 or more, got -1.0; fix: change the recipe"),
+        (
+            {"max_lpips_drop": 0.01, "aim_lpips_drop": 0.02},
+            "aim_lpips_drop: expected at most max_lpips_drop, 0.01, got 0.02; fix: lower it or leave it out",
+        ),
         ({"max_float_share": 1.5}, "max_float_share: expected 0 to 1, got 1.5"),
     ],
 )
