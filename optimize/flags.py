@@ -111,7 +111,7 @@ TargetLatency = Annotated[
 ]
 TargetSpeedup = Annotated[
     float | None,
-    _flag("--target-speedup", help="Prune until an engine is faster by this factor."),
+    _flag("--target-speedup", help="Prune until an engine is faster by this factor. Default: 1.8; a student 1.25."),
 ]
 Engine = Annotated[
     list[str] | None,

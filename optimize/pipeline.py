@@ -72,8 +72,8 @@ _CROPS, _CROPS_A_MINUTE, _MAX_CROPS, _MAX_VIEWS = 1500, 750, 16_000, 48
 _LONG_MINUTES = 60.0
 #: Learning rates of students that start from random weights, and from the teacher's own.
 _SCRATCH_RATE, _NARROWED_RATE = 1e-3, 3e-4
-#: A student is small already: less to gain by pruning it, and less to train again.
-_STUDENT_SPEEDUP, _STUDENT_MINUTES = 1.25, 1.0
+#: Minutes of fine-tuning behind a distillation, which has learned from the same answers.
+_STUDENT_MINUTES = 1.0
 
 
 def run_pipeline(
@@ -141,9 +141,8 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
     """Return what a stage's config gets from the run where the recipe says nothing.
 
     That is: time, crops a photo (the same for all stages that learn from the teacher's answers, which are then computed
-    once), how much faster a student that is small already must get by pruning, and the LPIPS that INT8 aims at where the
-    gate is tighter than the stage's own aim. A pruned network is not fine-tuned
-    on fewer than ``FEW_PHOTOS``: measured on other photos, a minute on six photos cost it 0.047 LPIPS-squeeze.
+    once), and the LPIPS that INT8 aims at where the gate is tighter than the stage's own aim. A pruned network is not
+    fine-tuned on fewer than ``FEW_PHOTOS``: a minute on six photos cost it 0.047 LPIPS-squeeze, measured on others.
     """
     known = {item.name for item in fields(get_stage(name).config_type)}
     defaults: dict[str, Any] = {}
@@ -158,13 +157,10 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
         defaults["fit"] = {**defaults.get("fit", {}), "repeat": _views(recipe, len(photos.train))}
     if name == "distill" and (rate := _start_rate(recipe)) is not None:
         defaults["fit"] = {**defaults["fit"], "learning_rate": rate}
-    goals = {"pruning_ratio", "target_latency_ms", "target_speedup"}
     if name == "prune" and len(photos.train) < FEW_PHOTOS:
         defaults["fine_tune"] = False
     if name == "prune" and "distill" in recipe.stages:
         defaults["fit"] = {"max_minutes": _STUDENT_MINUTES, **defaults["fit"]}
-        if not goals & recipe.options.get(name, {}).keys():
-            defaults["target_speedup"] = _STUDENT_SPEEDUP
     if name == "quantize" and not {"max_lpips_drop", "aim_lpips_drop"} & recipe.options.get(name, {}).keys():
         defaults["aim_lpips_drop"] = min(DEFAULT_AIM, recipe.gate.max_lpips_drop)
     return defaults

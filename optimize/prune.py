@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from models.tasks.base import Task
     from optimize.stage import StageContext
 
-DEFAULT_SPEEDUP = 1.8
+#: Goals where none is set: of a network as it came, and of a student, which is small already.
+DEFAULT_SPEEDUP, STUDENT_SPEEDUP = 1.8, 1.25
 _JUDGED = 48
 _JUDGES = 24
 FineTune = Callable[[nn.Module], tuple[nn.Module, dict[str, Any]]]
@@ -50,7 +51,8 @@ class PruneConfig:
     Attributes:
         pruning_ratio: Fraction of channels removed, in (0, 1); or
         target_latency_ms: prune until every engine needs at most this; or
-        target_speedup: prune until every engine is this many times faster. None of the three: a speedup of 1.8.
+        target_speedup: prune until every engine is this many times faster. None of the three: a speedup of 1.8, of a
+            distilled student 1.25, for there is less to gain.
         engines: Where latency is measured: names of targets, or ``torch`` (eager).
         precision: What the engines compute in.
         engine_device: Device of the engines; None: each one's first.
@@ -139,6 +141,12 @@ class PruneConfig:
         if self.target_latency_ms is not None:
             return Goal(latency_ms=self.target_latency_ms)
         return Goal(speedup=self.target_speedup or DEFAULT_SPEEDUP)
+
+    def settled(self, artifact: Artifact) -> PruneConfig:
+        """Return this config with the goal for ``artifact``, where none was set."""
+        if self.pruning_ratio is not None or self.target_latency_ms is not None or self.target_speedup is not None:
+            return self
+        return replace(self, target_speedup=STUDENT_SPEEDUP if "distill" in artifact.stages else DEFAULT_SPEEDUP)
 
 
 def find_ratio(pruner: Pruner, config: PruneConfig, measure: Measure, data: StageContext) -> tuple[float, list[Point]]:
@@ -258,7 +266,7 @@ def run(
     """
     if artifact is None:
         raise ConfigError(explain("prune", expected="an artifact", got="none", fix="pass --teacher or an artifact"))
-    started = time.time()
+    started, config = time.time(), config.settled(artifact)
     net, task = load_network(artifact), task_of(artifact, data)
     start = _start(artifact, net, config, data, out, measure)
     small = load_network(start)

@@ -95,8 +95,9 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
 
     The result's metadata: ``quantization`` (the record), ``scores`` and ``float_scores`` (INT8 simulated, float),
     ``lpips_drop``, ``aim`` (the LPIPS drop aimed at, by how much it was ``missed_by``, and the drop of each number of
-    layers in float that was ``tried``), ``lpips_drop_symmetric`` (TensorRT rounds inputs symmetrically; a large drop is a warning and fails
-    nothing, for more float layers would slow down the other targets), ``sensitivity`` (a row a layer), ``warnings``.
+    layers in float that was ``tried``), ``lpips_drop_symmetric`` (TensorRT rounds inputs symmetrically; a large drop is
+    a warning and fails nothing, for more float layers would slow down the other targets),
+    ``sensitivity`` (a row a layer), ``warnings``.
 
     Raises:
         CheckpointError: No artifact, or one that is quantized already.
@@ -135,7 +136,7 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
             "scores": {**int8_scores, "simulated": True},
             "float_scores": float_scores,
             "lpips_drop": drop,
-            "aim": {"lpips_drop": config.aim, "missed_by": missed, "tried": {str(n): d for n, d in choice.tried.items()}},
+            "aim": {"lpips_drop": config.aim, "missed_by": missed, "tried": choice.tried},
             "lpips_drop_symmetric": symmetric,
             "lpips_net": data.lpips_net,
             "sensitivity": [row.to_json() for row in scores],

@@ -122,13 +122,13 @@ class FloatChoice:
     Attributes:
         layers: Layers kept in float.
         drop: LPIPS drop of the whole network with them.
-        tried: Number of layers in float -> LPIPS drop, in rising order.
+        tried: Number of layers in float (as text) -> LPIPS drop, in rising order.
         most: The most layers that the share of the multiply-adds allows.
     """
 
     layers: tuple[str, ...]
     drop: float
-    tried: Mapping[int, float]
+    tried: Mapping[str, float]
     most: int
 
 
@@ -163,7 +163,7 @@ def choose_float_layers(
         limit += 1
     known = {0: drop_of(())}
     if known[0] <= aim:
-        return FloatChoice((), known[0], known, limit)
+        return FloatChoice((), known[0], {"0": known[0]}, limit)
     failed, passed, count = 0, None, 1
     while passed is None and failed < limit:
         count = min(count, limit)
@@ -180,4 +180,5 @@ def choose_float_layers(
         else:
             failed = middle
     best = passed if passed is not None else min(known, key=lambda number: known[number])
-    return FloatChoice(tuple(order[:best]), known[best], dict(sorted(known.items())), limit)
+    tried = {str(number): drop for number, drop in sorted(known.items())}
+    return FloatChoice(tuple(order[:best]), known[best], tried, limit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,22 @@ def test_goal_defaults_to_a_speedup() -> None:
     assert PruneConfig().goal.speedup == 1.8
     assert PruneConfig(target_latency_ms=12.0).goal.latency_ms == 12.0
     assert PruneConfig(pruning_ratio=0.3).goal is None
+
+
+def test_a_student_is_pruned_to_less_than_a_teacher(
+    tiny_teacher: Artifact, context: StageContext, tmp_path: Path
+) -> None:
+    whole = sum(p.numel() for p in load_network(tiny_teacher).parameters())
+    student = replace(tiny_teacher, stages=("teacher", "distill"))
+    goals = []
+    for parent in (tiny_teacher, student):
+        config = PruneConfig(**FAST)
+        made = run(parent, config, context, tmp_path, measure=partial(by_parameters, whole=whole))
+        goals.append(made.metadata["recipe"]["target_speedup"])
+        assert made.metadata["speedup"] >= goals[-1]
+    assert goals == [1.8, 1.25]
+    set_by_hand = (PruneConfig(target_speedup=2.0), PruneConfig(pruning_ratio=0.3), PruneConfig(target_latency_ms=9.0))
+    assert [config.settled(student) for config in set_by_hand] == list(set_by_hand)
 
 
 def test_config_from_a_recipe() -> None:
