@@ -79,13 +79,14 @@ def _is_sidecar_of(path: Path) -> bool:
 
 
 def _below(root: Path) -> list[Path]:
-    """List the artifacts at or below ``root``: whatever has a sidecar."""
+    """List the artifacts at or below ``root``, outside of hidden folders: whatever has a sidecar."""
     if root.is_file() or _is_sidecar_of(root):
         return [root]
     paths = []
     for sidecar in sorted(root.rglob("*.json")):
         path = sidecar.with_name(sidecar.name.removesuffix(".json"))
-        inside = any(parent.suffix in (".mlpackage", ".openvino") for parent in sidecar.relative_to(root).parents)
+        folders = sidecar.relative_to(root).parent.parts
+        inside = any(name.startswith(".") or Path(name).suffix in (".mlpackage", ".openvino") for name in folders)
         if path.exists() and path.suffix and not inside and _looks_right(sidecar):
             paths.append(path)
     return paths

@@ -10,6 +10,7 @@ The folder of a run::
     rejected/                artifacts that lost more LPIPS than the gate allows
     report/                  report.json, report.md, index.html, front.svg, pictures
     bundle/                  what an app developer receives
+    .before/                 report and bundle of the run before, while one is at work that may end otherwise
     cache/                   teacher answers; can be removed
 """
 
@@ -21,6 +22,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.files import remove
 from models.artifact import Artifact, write_json
 from models.errors import UnsupportedError, explain
 from models.progress import NULL_PROGRESS, Progress
@@ -62,6 +64,7 @@ ENTRIES = (
     "bundle",
     "cache",
     ".bundle.key.json",
+    shipping.BEFORE,
 )
 _NEEDED_MB = 600.0
 FEW_PHOTOS = 100
@@ -119,6 +122,7 @@ def run_pipeline(
         check_input(teacher, photos.eval, recipe.input_size)
         run = Run(root, recipe, resolved, teacher)
         context = make_context(recipe, photos, teacher, cache=root / "cache", progress=progress)
+        shipping.set_aside(root)
         _run_stages(run, configs, context, keep_going=keep_going)
         write_json(root / "skipped_photos.json", photos.skipped())
         _export(run, context)
@@ -127,6 +131,7 @@ def run_pipeline(
         shipping.measure(run, context)
         shipping.gate(run, progress)
         shipping.bundle(run, progress)
+        remove(root / shipping.BEFORE)
     return shipping.summarize(run)
 
 

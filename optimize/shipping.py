@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.row import BenchmarkRow
 from benchmarks.view import Headline
+from export.files import remove
 from models.artifact import write_json
 from models.errors import ExportError, PareError, QualityGateError, explain
 from models.progress import Progress
@@ -22,6 +24,21 @@ if TYPE_CHECKING:
     from optimize.stage import StageContext
 
 NOT_SHIPPED = "not shipped"
+#: What tells how a run ended, and where it lies while a run is at work that may end otherwise.
+RESULTS, BEFORE = ("report", "bundle"), ".before"
+
+
+def set_aside(root: Path) -> None:
+    """Put report and bundle of the run before into ``.before``: nobody is to take them for those of this one."""
+    for name in RESULTS:
+        if (root / name).exists():
+            (root / BEFORE).mkdir(exist_ok=True)
+            remove(root / BEFORE / name)
+            (root / name).replace(root / BEFORE / name)
+
+
+def _bring_back(folder: Path) -> None:
+    (folder.parent / BEFORE / folder.name).replace(folder)
 
 
 def measure(run: Run, context: StageContext) -> None:
@@ -37,8 +54,10 @@ def measure(run: Run, context: StageContext) -> None:
     hashes = [artifact.sha256 for artifact in chosen]
     key = fingerprint(hashes, reasons, settings.to_json(), run.resolved, context.eval.fingerprint, machine)
     report = run.root / "report"
-    known = read_json(report / "report.json")
-    if known.get("rows") and read_json(report / ".key.json").get("key") == key:
+    before = run.root / BEFORE / report.name
+    known = read_json(before / "report.json")
+    if known.get("rows") and read_json(before / ".key.json").get("key") == key:
+        _bring_back(report)
         context.progress.note(f"benchmark: finished before, not run again: {report}")
         run.rows = [BenchmarkRow.from_json(row) for row in known["rows"]]
         return
@@ -178,7 +197,9 @@ def bundle(run: Run, progress: Progress) -> None:
         if (name := artifact.path.relative_to(run.root).as_posix()) in rows
     }
     key = fingerprint([artifact.sha256 for artifact in run.shipped], run.float_chain[-1].sha256, scores)
-    if read_json(note).get("key") == key and folder.is_dir():
+    before = run.root / BEFORE / folder.name
+    if read_json(note).get("key") == key and before.is_dir():
+        _bring_back(folder)
         progress.note(f"bundle: written before: {folder}")
         return
     reference = run.float_chain[-1]

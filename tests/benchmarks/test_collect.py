@@ -30,6 +30,17 @@ def test_a_folder_teacher_first_other_json_ignored(tiny_run: Path, tmp_path: Pat
     assert root == tmp_path / "run"
 
 
+def test_what_a_run_put_aside_is_not_found(tiny_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    old = tmp_path / "run" / ".before" / "bundle" / "old.onnx"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of the run before")
+    Artifact.create(old, format="onnx", parent=Artifact.load(tmp_path / "run" / "teacher.safetensors"))
+    with ExitStack() as stack:
+        found, _ = find_artifacts([tmp_path / "run"], stack)
+    assert [artifact.path.name for artifact in found] == NAMES
+
+
 def test_the_folder_one_is_in(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tiny_run)
     with ExitStack() as stack:

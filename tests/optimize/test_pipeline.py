@@ -264,6 +264,36 @@ def test_resume_runs_only_what_changed(bench: Bench, recipe: Recipe, tmp_path: P
     assert bench.stages == ["distill", "prune", "quantize"]
 
 
+def test_no_old_report_or_bundle_stands_for_a_run_that_is_under_way(
+    bench: Bench, recipe: Recipe, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    run_pipeline(recipe, root)
+    first = (root / "report" / "report.json").read_text()
+    seen: list[list[str]] = []
+
+    def stop(out: Path) -> None:
+        seen.append([name for name in ("report", "bundle") if (root / name).exists()])
+        raise KeyboardInterrupt
+
+    bench.hooks["quantize"] = stop
+    changed = replace(recipe, options={"quantize": {"amount": 2}})
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(changed, root, policy="resume")
+    assert seen == [[]]
+    assert not (root / "report").exists()
+    assert (root / ".before" / "report" / "report.json").read_text() == first
+    del bench.hooks["quantize"]
+    run_pipeline(recipe, root, policy="resume")  # back to what the old report is about: it is brought back
+    assert (root / "report" / "report.json").read_text() == first
+    assert (bench.contests, len(bench.bundles)) == (1, 1)
+    run_pipeline(changed, root, policy="resume")
+    report = json.loads((root / "report" / "report.json").read_text())
+    assert report["recipe"]["quantize"]["amount"] == 2
+    assert (root / "bundle").is_dir()
+    assert not (root / ".before").exists()
+
+
 def test_changed_photos_run_the_stages_again(
     bench: Bench, recipe: Recipe, tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
