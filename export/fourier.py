@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.errors import UnsupportedError, explain
+from models.errors import ExportError, explain
 
 
 class Spectrum:
@@ -54,7 +54,7 @@ class Spectrum:
             return _joined(*parts)
         fix = "compute with the real and the imaginary part"
         expected = "sums, products, abs, angle and what moves values"
-        raise UnsupportedError(explain(f"operator {name} on complex values", expected=expected, got=name, fix=fix))
+        raise ExportError(explain(f"operator {name} on complex values", expected=expected, got=name, fix=fix))
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(Tensor, name)

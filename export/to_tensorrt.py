@@ -134,8 +134,9 @@ def _profile(contract: Contract, limit: Any) -> dict[str, list[list[int]]]:
             continue
         channels = spec.shape[1]
         if not isinstance(channels, int):
-            raise UnsupportedError(
-                explain(f"input {spec.name!r}", expected="a fixed number of channels", got=channels, fix="fix it")
+            fix = "give its TensorSpec the number of channels"
+            raise ExportError(
+                explain(f"input {spec.name!r}", expected="a fixed number of channels", got=channels, fix=fix)
             )
         rows = ((1, smallest), (1, (height, width)), (MAX_BATCH, largest))
         shapes[spec.name] = [[batch, channels, *size] for batch, size in rows]

@@ -65,7 +65,7 @@ class Outcome:
 
     Attributes:
         job: The job.
-        status: ``built``, ``unsupported`` or ``failed``.
+        status: ``built``, ``unsupported`` (the target has no such thing, whatever the network) or ``failed``.
         artifact: What was written, or None.
         reason: Why not.
         seconds: Wall time; 0 when an earlier run had made it.
@@ -165,9 +165,11 @@ def _run_job(job: Job, how: Mapping[str, Any], progress: Progress) -> Outcome:
             _note_key(artifact, key)
     except RunFolderError:
         raise
-    except (MissingExtraError, UnsupportedError) as error:
-        refused = not isinstance(error, MissingExtraError)
-        return Outcome(job, "unsupported", reason=str(error), refused=refused)
+    except (
+        MissingExtraError,
+        UnsupportedError,
+    ) as error:  # by design, or a package is missing
+        return Outcome(job, "unsupported", reason=str(error))
     except Exception as error:  # a third-party converter may raise anything; the other targets go on
         remove(job.path)
         text = str(error) if isinstance(error, PareError) else f"{type(error).__name__}: {error}"
