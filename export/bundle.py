@@ -23,6 +23,7 @@ import numpy as np
 
 import export
 from export.bundle_readme import check_script, readme
+from export.collect import check_reference
 from export.contract import Contract, contract_in
 from export.files import companions, replacing
 from export.golden import expected_of, feeds_of, photo_size, sample_photo
@@ -31,7 +32,7 @@ from export.receptive_field import describe, field_of, overlap_for
 from export.registry import get_target
 from export.tiling import choose_tiling
 from models.artifact import Artifact, installed_versions, sidecar_of, size_of, write_json
-from models.errors import CheckpointError, PareError, UsageError, explain
+from models.errors import CheckpointError, PareError, UnsupportedError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec, get_task
 
@@ -97,7 +98,7 @@ def write_bundle(
         ``output``.
 
     Raises:
-        UsageError: No artifact, two of one name, another network or task, or ``output`` is some other folder.
+        UsageError: No artifact, two of one name, one of another network, or ``output`` is some other folder.
         RunFolderError: The disk is full.
     """
     output = Path(output)
@@ -141,9 +142,7 @@ def _check_request(artifacts: Sequence[Artifact], reference: Artifact, output: P
         if artifact.format == "torch":
             fix = "export it first; the torch artifact is the reference"
             raise UsageError(explain("bundle", expected="exported artifacts", got=artifact.path.name, fix=fix))
-        if artifact.task != reference.task:
-            fix = "make one bundle a task"
-            raise UsageError(explain(artifact.path.name, expected=reference.task, got=artifact.task, fix=fix))
+        check_reference(artifact, reference)
     if output.exists() and not (output / MANIFEST).is_file() and (output.is_file() or any(output.iterdir())):
         fix = "choose an empty folder, or another --output"
         raise UsageError(
@@ -276,12 +275,13 @@ def verify_bundle(
 
     Args:
         folder: Bundle.
-        device: One device for all; None takes each target's first one.
+        device: One device for all, ``not run`` on targets that know no such device; None takes each target's first one.
         threads: Threads of each runtime.
         progress: Where to report.
 
     Raises:
         CheckpointError: No bundle, or its manifest is damaged.
+        UnsupportedError: No artifact of it runs here.
     """
     rows = _manifest(folder)
     checks = []
@@ -289,7 +289,18 @@ def verify_bundle(
         for row in rows:
             checks.append(_verify(folder, row, device, threads))
             bar.advance(1, artifact=row["file"])
+    if all(check.status == "not run" for check in checks):
+        expected = "an artifact that runs" + (f" on device {device}" if device else "")
+        got = "; ".join(f"{check.artifact}: {check.reason}" for check in checks) or "none"
+        fix = "choose another --device" if device else "verify it on a machine that has the runtime"
+        raise UnsupportedError(explain(f"bundle {folder}", expected=expected, got=got, fix=fix))
     return checks
+
+
+def failures(folder: Path) -> list[str]:
+    """Return the artifacts of a bundle that failed on their golden vectors where it was written."""
+    rows = _manifest(folder)
+    return [Path(row["file"]).name for row in rows if row["checked_here"]["status"] == "failed"]
 
 
 def _manifest(folder: Path) -> list[dict[str, Any]]:
@@ -317,6 +328,9 @@ def _verify(folder: Path, row: Mapping[str, Any], device: str | None, threads: i
             got = artifact.sha256[:12]
             raise CheckpointError(explain(f"{path}", expected=f"sha256 {row['sha256'][:12]}", got=got, fix=fix))
         feeds, expected = _read_golden(folder / str(row["golden"]))
+        target = get_target(artifact.format)
+        if device is not None and device not in target.devices:
+            return Check(path.name, "not run", reason=f"{target.name} has the devices {', '.join(target.devices)}")
         return _check(artifact, feeds, expected, device=device, threads=threads)
     except PareError as error:
         return Check(path.name, "failed", reason=str(error))

@@ -11,11 +11,13 @@ import typer
 
 from export.registry import get_target, list_targets
 from models.console import make_progress, print_json, run_app
-from models.errors import CheckpointError, ParityError, UsageError, explain
+from models.errors import CheckpointError, ParityError, UnsupportedError, UsageError, explain
 from models.spec import MAX_THREADS, Precision
 
 if TYPE_CHECKING:
     from export.bundle import Check
+    from export.parity import ParityResult
+    from export.target import Target
     from models.artifact import Artifact
 
 app = typer.Typer(
@@ -97,7 +99,7 @@ def _add(name: str) -> None:
 
             source = blended(source, _values(blend), output)
         if device is not None:
-            target.check_device(device)
+            _check_device(target, device, check=check)
         made = target.load().export(
             source,
             output,
@@ -112,6 +114,15 @@ def _add(name: str) -> None:
 
 for _name in list_targets():
     _add(_name)
+
+
+def _check_device(target: Target, device: str, *, check: bool) -> None:
+    """Raise UnsupportedError before anything is written where the artifact cannot be checked on ``device``."""
+    target.check_device(device)
+    if check and (reason := target.load().can_run(device)):
+        fix = "leave --device out, or pass --no-check"
+        expected = f"a device that {target.name} runs on here"
+        raise UnsupportedError(explain(f"--device {device}", expected=expected, got=reason, fix=fix))
 
 
 def _source(path: Path) -> Artifact:
@@ -159,8 +170,8 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
 
 def _report(
     source: Artifact, made: Artifact, *, device: str | None, threads: int | None, check: bool, as_json: bool
-) -> None:
-    """Print what was written and how far it is from PyTorch; raise ParityError where that is too far."""
+) -> ParityResult | None:
+    """Print what was written and how far it is from PyTorch, and return it; raise ParityError where it is too far."""
     from export.parity import parity
     from export.screens import words_of
     from models.artifact import size_of
@@ -188,6 +199,7 @@ def _report(
     if result and result.passed is False:
         fix = "keep the layers that differ in higher precision, or look at it with --no-check"
         raise ParityError(explain(f"{made.path.name}", expected=result.allowed(), got=result.found(), fix=fix))
+    return result
 
 
 @app.command("bundle")
@@ -204,7 +216,7 @@ def bundle_command(
     quiet: Quiet = False,
 ) -> None:
     """Write what an app developer receives: artifacts, colour contract, golden vectors, usage code, a check."""
-    from export.bundle import write_bundle
+    from export.bundle import failures, write_bundle
     from export.collect import exported_artifacts, reference_of
     from models.artifact import Artifact
 
@@ -217,6 +229,7 @@ def bundle_command(
         print_json({"path": written, "artifacts": [artifact.path.name for artifact in artifacts]})
     else:
         print(f"{written}  {len(artifacts)} artifacts; start with {written / 'README.md'}")
+    _refuse(failures(written), fix="pass the --reference that they were exported from, or export these again")
 
 
 def _photo(path: Path) -> Any:
@@ -256,11 +269,16 @@ def verify_command(
         checks = verify_bundle(path, device=device, threads=threads, progress=progress)
         _show_checks(checks, as_json=as_json)
         return
-    from export.collect import exported_artifacts, reference_of
+    from export.collect import check_reference, exported_artifacts, reference_of
 
     (made,) = exported_artifacts([path])
     origin = Artifact.load(reference) if reference else reference_of([made], [path.parent])
-    _report(origin, made, device=device, threads=threads, check=True, as_json=as_json)
+    check_reference(made, origin)
+    result = _report(origin, made, device=device, threads=threads, check=True, as_json=as_json)
+    if result is None or result.passed is None:
+        fix = "verify it on a machine that has the runtime"
+        got = None if result is None else result.reason
+        raise UnsupportedError(explain(f"{made.path.name}", expected="a runtime that runs it here", got=got, fix=fix))
 
 
 @app.command("tile")
@@ -327,8 +345,12 @@ def _show_checks(checks: Sequence[Check], *, as_json: bool) -> None:
         for check in checks:
             error = "" if check.max_abs is None else f"  error {check.max_abs:.3g}, limit {check.limit:.3g}"
             print(f"{check.status:8} {check.artifact}{error}" + (f"  ({check.reason})" if check.reason else ""))
-    if failed := [check.artifact for check in checks if check.status == "failed"]:
-        fix = "see above; copy or export these again"
+    failed = [check.artifact for check in checks if check.status == "failed"]
+    _refuse(failed, fix="see above; copy or export these again")
+
+
+def _refuse(failed: Sequence[str], *, fix: str) -> None:
+    if failed:
         raise ParityError(explain("bundle", expected="every artifact to pass", got=", ".join(failed), fix=fix))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from models.artifact import FORMATS, Artifact, sidecar_of
 from models.errors import CheckpointError, UsageError, explain
+from models.spec import Precision
 
 #: Folders of a run that hold what is not shipped.
 _ASIDE = ("reference", "rejected", "bundle")
@@ -62,6 +63,35 @@ def reference_of(artifacts: Sequence[Artifact], near: Iterable[Path]) -> Artifac
     fix = "pass it with --reference"
     got = "none near the artifacts"
     raise CheckpointError(explain("reference", expected="the .safetensors they were exported from", got=got, fix=fix))
+
+
+def check_reference(artifact: Artifact, reference: Artifact) -> None:
+    """Raise UsageError where ``artifact`` was not exported from the network of ``reference``.
+
+    A quantized network keeps the weights of the float one: both stand for each other. Where only an INT8 artifact is at
+    hand, whose quantized network is not ``reference``, the architecture and the stages before INT8 must be the same.
+    """
+    ours, theirs = _identity(artifact), _identity(reference)
+    known = {reference.sha256, reference.parent_sha256} if _is_quantized(reference) else {reference.sha256}
+    if ours == theirs and (artifact.parent_sha256 in known or _is_quantized(artifact)):
+        return
+    fix = "pass the .safetensors that it was exported from, or leave --reference out where a run folder holds it"
+    if ours != theirs:
+        expected, got = (" ".join(str(part) for part in parts) for parts in (ours, theirs))
+    else:
+        expected, got = f"sha256 {(artifact.parent_sha256 or 'unknown')[:12]}", reference.sha256[:12]
+    raise UsageError(explain(f"reference of {artifact.path.name}", expected=expected, got=got, fix=fix))
+
+
+def _is_quantized(artifact: Artifact) -> bool:
+    return artifact.precision is Precision.INT8
+
+
+def _identity(artifact: Artifact) -> tuple[object, ...]:
+    """Architecture, task and what was done to the weights; INT8 leaves them as they are."""
+    stages = [stage for stage in artifact.stages if stage != "quantize"]
+    done = "/".join(stages) or "no stage"
+    return artifact.model, dict(artifact.model_kwargs), "of task", artifact.task, "after", done
 
 
 def _below(folder: Path) -> list[Path]:

@@ -88,6 +88,9 @@ def parity(
         photos: (1, 3, H, W) in [0, 1] each; None takes two smooth random ones of the artifact's size.
         device: Where ``artifact`` runs; None takes its target's first device, or its emulation where that is absent.
         threads: Threads of both runtimes.
+
+    Raises:
+        UnsupportedError: ``device`` was named and is not there.
     """
     target = get_target(artifact.format)
     tolerance = target.tolerance[artifact.precision]
@@ -125,15 +128,20 @@ def check_parity(
 
 
 def open_any(path: Path, *, device: str | None = None, threads: int | None = None) -> tuple[Runner | None, str | None]:
-    """Open the artifact's own runner, else its emulation, else nothing.
+    """Open the artifact's own runner; without a named device, and where it cannot run, its emulation, or nothing.
 
     Returns:
         The runner or None; and why it is not the target's own, or None.
+
+    Raises:
+        UnsupportedError: ``device`` was named and is not there.
     """
     try:
         runner = export.open_runner(path, device, threads)
         return runner, runner.reason
     except UnsupportedError as error:
+        if device is not None:
+            raise
         reason = str(error)
     try:
         runner = export.open_emulated(path, threads)

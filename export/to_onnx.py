@@ -89,7 +89,7 @@ def export(
         bar.advance()
         created = write_onnx(model, output, artifact=artifact, contract=contract, metadata=notes)
         if given.get("ort"):
-            write_ort(created)
+            write_ort(created, source=artifact)
         bar.advance()
     return created
 
@@ -320,8 +320,12 @@ def _refuse_half_ort() -> None:
     raise UnsupportedError(explain("precision of an .ort file", expected="fp32 | int8", got="fp16", fix=fix))
 
 
-def write_ort(artifact: Artifact) -> Artifact:
+def write_ort(artifact: Artifact, *, source: Artifact) -> Artifact:
     """Write ``FILE.ort``, the flat-buffer format of ONNX Runtime Mobile, beside an ONNX artifact, with a sidecar.
+
+    Args:
+        artifact: The ONNX artifact.
+        source: The ``torch`` artifact that both were exported from.
 
     Raises:
         UnsupportedError: An FP16 artifact: the format fixes the kernels of the machine that writes it, and on a
@@ -346,7 +350,7 @@ def write_ort(artifact: Artifact) -> Artifact:
         fix = "leave out the option ort"
         raise ExportError(explain(f"{output.name}", expected="an .ort file", got=error, fix=fix)) from error
     return Artifact.create(
-        output, format="onnx", parent=artifact, precision=artifact.precision, metadata=artifact.metadata
+        output, format="onnx", parent=source, precision=artifact.precision, metadata=artifact.metadata
     )
 
 

@@ -7,14 +7,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from export.bundle import verify_bundle, write_bundle
+from export.collect import check_reference
 from models.artifact import Artifact
-from models.errors import CheckpointError, UsageError
+from models.errors import CheckpointError, UnsupportedError, UsageError
 from models.spec import Precision
 
 pytest.importorskip("onnxruntime")
@@ -171,6 +173,34 @@ def test_bad_requests_are_refused(shipped: list[Artifact], tiny_student: Artifac
     with pytest.raises(UsageError, match="expected a new folder or a bundle, got something else; fix: choose an empty"):
         write_bundle(shipped[:1], tmp_path / "mine", reference=tiny_student)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not delete"
+
+
+def test_a_reference_of_another_network_is_refused(
+    shipped: list[Artifact], tiny_student: Artifact, tiny_teacher: Artifact, quantized_student: Artifact, tmp_path: Path
+) -> None:
+    fp32, int8, _ = shipped[:3]
+    narrow = replace(tiny_student, sha256="0" * 64)
+    text = "reference of student-fp32.onnx: expected chroma_unet .* of task colorize after no stage, got resnet18_unet"
+    with pytest.raises(UsageError, match=text):
+        write_bundle([fp32], tmp_path / "b", reference=tiny_teacher)
+    with pytest.raises(UsageError, match=rf"expected sha256 {tiny_student.sha256[:12]}, got 0{{12}}; fix: pass the"):
+        write_bundle([fp32], tmp_path / "b", reference=narrow)
+    for change in ({"model_kwargs": {"widths": [8, 8]}}, {"stages": ("prune",)}):
+        with pytest.raises(UsageError, match=r"reference of student-int8.openvino: expected chroma_unet"):
+            write_bundle([int8], tmp_path / "b", reference=replace(tiny_student, **change))
+    assert not (tmp_path / "b").exists()
+    check_reference(fp32, quantized_student)  # the quantized network keeps the float weights
+    check_reference(int8, quantized_student)
+
+
+def test_verify_on_a_device(exported: Exporter, tiny_student: Artifact, tmp_path: Path) -> None:
+    bundle = write_bundle([exported("onnx"), exported("openvino")], tmp_path / "b", reference=tiny_student)
+    onnx, openvino = verify_bundle(bundle, device="cuda", threads=1)
+    assert (onnx.status, openvino.status) == ("failed", "not run")
+    assert "expected device cuda, got" in str(onnx.reason)
+    assert openvino.reason == "openvino has the devices cpu, gpu, npu"
+    with pytest.raises(UnsupportedError, match="expected an artifact that runs on device ane, got student"):
+        verify_bundle(bundle, device="ane")
 
 
 def test_photo_of_another_size_is_resized_and_bundle_replaced(

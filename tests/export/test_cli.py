@@ -104,6 +104,11 @@ def test_folder_stands_for_the_artifact_in_it(
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--option", "ort"], 2, "expected NAME=VALUE, got 'ort'"),
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--option", "art=1"], 2, "got ['art']; fix: leave it out"),
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--device", "tpu"], 1, "expected cpu | cuda, got 'tpu'"),
+        (
+            ["onnx", "ARTIFACT", "-o", "OUT.onnx", "--device", "cuda"],
+            1,
+            "expected a device that onnx runs on here",
+        ),
         (["onnx", "ARTIFACT", "-o", "OUT.onnx", "--threads", "0", "-q"], 2, "--threads"),
         (["bundle", "FOLDER", "-o", "OUT"], 2, "fix: run `python -m export onnx ...` first"),
         (["bundle", "FOLDER/absent.onnx", "-o", "OUT"], 1, "got no such file"),
@@ -158,12 +163,37 @@ def test_bundle_and_verify(
     reference = ["--reference", str(tiny_student.path)]
     assert main(["verify", str(run / "artifacts" / "student-fp32.onnx"), *reference, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["parity"]["passed"] is True
+    for arguments in (["verify", str(run / "artifacts" / "student-fp32.onnx")], ["verify", str(bundle)]):
+        assert main([*arguments, "--device", "cuda"]) == 1
+        captured = capsys.readouterr()
+        assert "expected device cuda, got" in captured.out + captured.err
     path = bundle / "artifacts" / "student-fp32.onnx"
     path.write_bytes(path.read_bytes()[:100])
     assert main(["verify", str(bundle), "--threads", "1"]) == 1
     captured = capsys.readouterr()
     assert "failed   student-fp32.onnx" in captured.out
     assert "expected every artifact to pass, got student-fp32.onnx" in captured.err
+
+
+def test_another_reference(
+    exported: Exporter,
+    tiny_student: Artifact,
+    tiny_teacher: Artifact,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import models
+
+    for verb in (["bundle", "-o", str(tmp_path / "b")], ["verify"]):
+        assert main([*verb, str(exported("onnx").path), "--reference", str(tiny_teacher.path)]) == 2
+        assert "got resnet18_unet" in capsys.readouterr().err
+    net = models.load_network(tiny_student)
+    net.head.weight.data *= -1  # the same architecture: of an INT8 artifact alone only the answers tell
+    path, kwargs = tmp_path / "other.safetensors", tiny_student.model_kwargs
+    models.save_network(net, path, model="chroma_unet", task="colorize", model_kwargs=kwargs)
+    arguments = ["bundle", "-o", str(tmp_path / "b"), "--reference", str(path), "-q"]
+    assert main([*arguments, str(exported("onnx", Precision.INT8).path)]) == 1
+    assert "expected every artifact to pass, got student-int8.onnx; fix: pass the --ref" in capsys.readouterr().err
 
 
 def test_photo_that_is_none(

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import export
 from export.parity import check_parity, open_any, parity
 from export.registry import TARGETS, get_target, list_targets
 from models.artifact import Artifact
-from models.errors import ParityError
+from models.errors import ParityError, UnsupportedError
 from models.spec import Precision
 
 Exporter = Callable[..., Artifact]
@@ -86,16 +87,23 @@ def test_another_network_fails_and_the_message_says_by_how_much(
         check_parity(other, made, threads=1)
 
 
+def test_a_device_that_was_named_and_is_absent_is_an_error(exported: Exporter, tiny_student: Artifact) -> None:
+    with pytest.raises(UnsupportedError, match=r"expected device cuda, got .*CUDAExecutionProvider.*fix: use --device"):
+        parity(tiny_student, exported("onnx"), device="cuda", threads=1)
+
+
 def test_what_can_neither_run_nor_be_emulated_is_unknown_with_a_reason(
-    exported: Exporter, tiny_student: Artifact
+    exported: Exporter, tiny_student: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = parity(tiny_student, exported("onnx"), device="cuda", threads=1)
-    assert (result.max_abs, result.passed, result.runtime) == (None, None, None)
-    assert "CUDAExecutionProvider" in str(result.reason)
+    def absent(*_: object, **__: object) -> None:
+        raise UnsupportedError("no runtime here")
+
+    made = exported("onnx")
+    monkeypatch.setattr(export, "open_runner", absent)
+    result = parity(tiny_student, made, threads=1)
+    assert (result.max_abs, result.passed, result.runtime, result.reason) == (None, None, None, "no runtime here")
     assert json.dumps(result.to_json())
-    runner, reason = open_any(exported("onnx").path, device="cuda")
-    assert runner is None
-    assert reason == result.reason
+    assert open_any(made.path) == (None, "no runtime here")
 
 
 def test_result_is_the_worst_error_of_all_photos(exported: Exporter, tiny_student: Artifact) -> None:

@@ -114,7 +114,7 @@ def test_mobile_format_runs_and_has_a_sidecar(tiny_student: Artifact, tmp_path: 
     with export.open_runner(made.path, threads=1) as plain, export.open_runner(tmp_path / "a.ort", threads=1) as mobile:
         assert np.allclose(plain.infer(x)["output"], mobile.infer(x)["output"], atol=1e-5)
         assert mobile.inputs == plain.inputs
-    assert Artifact.load(tmp_path / "a.ort").parent_sha256 == made.sha256
+    assert Artifact.load(tmp_path / "a.ort").parent_sha256 == tiny_student.sha256
     with pytest.raises(UnsupportedError, match=r"precision of an \.ort file: expected fp32 \| int8, got fp16"):
         to_onnx.export(
             tiny_student, tmp_path / "b.onnx", precision=Precision.FP16, input_size=SIZE, options={"ort": True}
