@@ -6,9 +6,7 @@ import contextlib
 import hashlib
 import json
 import statistics
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import write_json
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from export.quantization import Quantization
 
 OUTLIER, RARE = 4.0, 0.1
-_SUFFIXES = ("_ReduceMin", "_ReduceMax")  # what onnxruntime's calibrator calls the statistics of a tensor
 
 
 def activation_ranges(
@@ -69,28 +66,49 @@ def _tensor_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[s
 
 
 def _measure_ranges(model: onnx.ModelProto, inputs: np.ndarray[Any, Any]) -> dict[str, tuple[float, float]]:
-    onnx_module = require("onnx", "onnx")
-    calibrate = require("onnxruntime.quantization.calibrate", "onnx")
-    with tempfile.TemporaryDirectory(prefix="pare-calibrate-") as folder:
-        path = Path(folder) / "float.onnx"
-        onnx_module.save(model, path)
-        calibrator = calibrate.create_calibrator(
-            path,
-            None,
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=calibrate.CalibrationMethod.MinMax,
-        )
-        session = calibrator.infer_session
-        names = [output.name for output in session.get_outputs()]
-        wanted = [name for name in names if name.endswith(_SUFFIXES)]
-        specs = graph_specs(model)
-        rows = [
-            [float(value.item()) for value in session.run(wanted, graph_feeds(item[None], specs))] for item in inputs
-        ]
-    columns = dict(zip(wanted, zip(*rows, strict=True), strict=True))
-    tensors = [name.removesuffix(_SUFFIXES[0]) for name in wanted if name.endswith(_SUFFIXES[0])]
-    low, high = _SUFFIXES
-    return {name: typical_range(columns[name + low], columns[name + high]) for name in tensors}
+    specs = graph_specs(model)
+    found = tensor_extremes(model, (graph_feeds(item[None], specs) for item in inputs))
+    return {name: typical_range(lows, highs) for name, (lows, highs) in found.items()}
+
+
+def tensor_extremes(
+    model: onnx.ModelProto, feeds: Iterable[Mapping[str, Any]]
+) -> dict[str, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """Run a float graph and return the smallest and the largest value of every float tensor, of each run.
+
+    The graph computes them itself, so that no more tensors are in memory at a time than without.
+
+    Args:
+        model: Float graph; not changed.
+        feeds: Input name -> array, of each run.
+
+    Returns:
+        Tensor -> (smallest, largest), a value a run; weights are not among them.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    onnx_module, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
+    helper, floating = onnx_module.helper, onnx_module.TensorProto.FLOAT
+    probe = onnx_module.shape_inference.infer_shapes(model)
+    graph = probe.graph
+    known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    names = [name for name, value in known.items() if value.type.tensor_type.elem_type == floating]
+    del graph.output[:]
+    places = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    # The runtime starts from the leaf that was added last: earliest tensors there, so that each is read as it is made.
+    for name in sorted(names, key=lambda name: -places.get(name, -1)):
+        for kind in ("ReduceMin", "ReduceMax"):
+            graph.node.append(helper.make_node(kind, [name], [f"{name}:{kind}"], keepdims=0))
+    outputs = [f"{name}:{kind}" for name in names for kind in ("ReduceMin", "ReduceMax")]
+    graph.output.extend(helper.make_tensor_value_info(name, floating, []) for name in outputs)
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(probe.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    rows = [[float(value) for value in session.run(outputs, dict(item))] for item in feeds]
+    columns = list(zip(*rows, strict=True))
+    return {name: (columns[2 * place], columns[2 * place + 1]) for place, name in enumerate(names)} if rows else {}
 
 
 def graph_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:

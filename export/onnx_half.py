@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract
+from export.graph_ranges import tensor_extremes
 from export.onnx_graph import finish
 from export.screens import ASKED, RANGE
 from models.controls import graph_feeds
@@ -109,24 +110,15 @@ def _overflowing(model: ModelProto, contract: Contract, photos: Sequence[NDArray
 def _peaks(model: ModelProto, contract: Contract, photos: Sequence[NDArray[np.float32]]) -> dict[str, float]:
     import numpy as np
 
-    onnx, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
+    onnx = require("onnx", "onnx")
     peaks: dict[str, float] = {}
     for item in model.graph.initializer:
         if item.data_type == onnx.TensorProto.FLOAT:
             values = np.abs(onnx.numpy_helper.to_array(item))
             peaks[item.name] = float(values.max()) if values.size else 0.0
-    probe = onnx.shape_inference.infer_shapes(model)
-    outputs = {value.name for value in probe.graph.output}
-    floats = [value for value in probe.graph.value_info if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
-    probe.graph.output.extend(value for value in floats if value.name not in outputs)
-    names = [value.name for value in probe.graph.output]
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(probe.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    for feeds in (*_probes(contract), *(graph_feeds(photo, contract.inputs) for photo in photos)):
-        for name, value in zip(names, session.run(names, feeds), strict=True):
-            peaks[name] = max(peaks.get(name, 0.0), float(np.abs(value).max()))
+    feeds = (*_probes(contract), *(graph_feeds(photo, contract.inputs) for photo in photos))
+    for name, extremes in tensor_extremes(model, feeds).items():
+        peaks[name] = max(abs(value) for values in extremes for value in values)
     return peaks
 
 

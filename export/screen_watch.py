@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from export.screens import SHUFFLED
 from export.transposed import shuffled_layers
@@ -53,14 +54,12 @@ class Watch(TorchDispatchMode):
         self.met: dict[str, list[str]] = defaultdict(list)
         self._shuffled = {name for name, _ in shuffled_layers(net)}
         self._kinds, self._running = kinds, RunningModule(net)
-        self._known: dict[int, float] = {}
-        self._alive: list[Tensor] = []
-        self._moving: set[int] = set()
+        self._known = WeakTensorKeyDictionary()  # tensor -> its peak; no tensor lives longer than in the network
+        self._moving = WeakTensorKeyDictionary()
 
     def start(self, image: Tensor) -> None:
         """Take ``image`` for what changes from one photo to the next."""
-        self._alive.append(image)
-        self._moving.add(id(image))
+        self._moving[image] = True
 
     def close(self) -> None:
         """Remove the hooks from the network."""
@@ -70,7 +69,7 @@ class Watch(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__.rstrip("_") if hasattr(func, "overloadpacket") else str(func)
         layer = self._running.name
-        if any(id(value) in self._moving for value in _tensors(args)):
+        if any(value in self._moving for value in _tensors(args)):
             for value in _tensors(result):
                 self.start(value)
             if kind := self._kind(name, args, result):
@@ -78,7 +77,7 @@ class Watch(TorchDispatchMode):
         read = max((self._peak(value) for value in _floats(args)), default=0.0)
         if name in _MOVES:
             for value in _floats(result):
-                self._keep(value, read)
+                self._known[value] = read
         shown = result[:1] if name in _NORMS and isinstance(result, tuple) else result  # not the inverse deviation
         made = max((self._peak(value) for value in _floats(shown)), default=0.0)
         self.peaks[layer] = max(self.peaks.get(layer, 0.0), read, made, _inside(name, args))
@@ -95,13 +94,9 @@ class Watch(TorchDispatchMode):
         return self._kinds.get(name)
 
     def _peak(self, value: Tensor) -> float:
-        if id(value) not in self._known:
-            self._keep(value, float(value.abs().amax()))
-        return self._known[id(value)]
-
-    def _keep(self, value: Tensor, peak: float) -> None:
-        self._known[id(value)] = peak
-        self._alive.append(value)  # an id is only one while its tensor lives
+        if value not in self._known:
+            self._known[value] = float(value.abs().amax())
+        return float(self._known[value])
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,24 @@ def test_a_network_says_what_it_does_without(tiny_network: Maker) -> None:
     net, size = tiny_network("swinir")
     (found,) = (item for item in screen(net, [torch.rand(1, 3, *size)]).slow if item.operator == "cyclic shift")
     assert (found.layers, found.rewrite) == (("layers.0.residual_group.blocks.1",), "applied")
+
+
+def test_tensors_of_a_watched_network_live_no_longer_than_without() -> None:
+    """All tensors of some photos at 512x512 are gigabytes."""
+
+    class Chain(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            for place, layer in enumerate(self):
+                x = layer(x)
+                made.append(weakref.ref(x))
+                alive.append(sum(tensor() is not None for tensor in made[: place + 1]))
+            return x
+
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    screen(Chain(*(nn.Conv2d(1, 1, 1) for _ in range(8))), [torch.rand(1, 1, 4, 4)])
+    assert len(alive) == 8
+    assert max(alive) == 1
 
 
 def test_a_plain_network_has_nothing_to_say() -> None:
