@@ -26,6 +26,7 @@ def repaired_converter() -> Iterator[None]:
     - ``int(tensor)``: it calls ``int`` on arrays of shape (1,), which NumPy 2.4 refuses ("only 0-dimensional arrays
       can be converted to Python scalars"). Networks that compute with ``x.shape`` run into it.
     - ``x.clamp_min(0)``, ``x.clamp_max(1)``: it wants the bound in the type of ``x`` and asserts, without a message.
+    - ``x // 1``, ``x % 1``: it takes a division by one for nothing, the rounding with it.
     """
     ops: Any = require("coremltools.converters.mil.frontend.torch.ops", EXTRA)
     registry: Any = require("coremltools.converters.mil.frontend.torch.torch_op_registry", EXTRA)._TORCH_OPS_REGISTRY
@@ -35,11 +36,16 @@ def repaired_converter() -> Iterator[None]:
     def cast(context: Any, node: Any, dtype: type, dtype_name: str) -> None:
         original_cast(context, node, _Whole if dtype is int else dtype, dtype_name)
 
+    defs = "coremltools.converters.mil.mil.passes.defs.cleanup.noop_elimination"
+    passes: Any = require(defs, EXTRA).noop_elimination
+    removed = passes._SUPPORTED_OPS
+    passes._SUPPORTED_OPS = removed - {"floor_div"}
     ops._cast = cast
     table.update(clamp_min=_bound("maximum"), clamp_max=_bound("minimum"))
     try:
         yield
     finally:
+        passes._SUPPORTED_OPS = removed
         ops._cast = original_cast
         table.update(originals)
 

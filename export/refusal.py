@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.quiet import quiet
 from models.running_module import RunningModule
 
 _DEPENDENT = "data-dependent"
@@ -92,29 +90,6 @@ def plain_functions() -> Iterator[None]:
         yield
     finally:
         function.apply = original
-
-
-@contextlib.contextmanager
-def without_branches(net: nn.Module, samples: tuple[Tensor, ...]) -> Iterator[None]:
-    """Quiet ``torch.jit`` while it traces ``net`` inside of the block, and refuse a branch by the values of a tensor.
-
-    A trace holds one answer of such a branch for ever. It warns of branches by sizes in the same words, so that
-    ``torch.export`` is asked which kind it was.
-
-    Raises:
-        RuntimeError: Python code decides by the values of a tensor.
-    """
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        yield
-    if not any("to a Python boolean" in str(warning.message) for warning in said):
-        return
-    try:
-        with quiet():
-            torch.export.export(net, samples, strict=False)
-    except Exception as error:  # whatever else it refuses is not asked for here
-        if _DEPENDENT in str(error):
-            raise RuntimeError(str(error)) from error
 
 
 def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor]) -> str:

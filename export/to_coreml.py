@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import uuid
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +31,8 @@ from export.coreml_quirks import repaired_converter
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.portable import Portable
-from export.refusal import plain_functions, say_refusal, without_branches
+from export.readings import Readings
+from export.refusal import plain_functions, say_refusal
 from export.registry import get_target
 from export.resizes import ConstantResizes
 from export.screens import ASKED, RANGE, Screens, screen_artifact
@@ -236,14 +238,17 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:
     """Trace ``net`` for the converter, attention written out in operations that it knows.
 
     Raises:
-        RuntimeError: Python code decides by the values of a tensor: the trace would hold one answer for ever.
+        ExportError: Python code decides by the values of a tensor: the trace would hold one answer for ever.
     """
     import torch
 
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), without_branches(net, samples), plain_functions(), Portable():
+        readings = Readings(net, samples)
+        readings.refuse()
+        with torch.no_grad(), plain_functions(), readings, Portable(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python code that reads tensors
             return torch.jit.trace(net, samples, check_trace=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

@@ -169,6 +169,7 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
 
     from export.fuse import fold_batch_norm
     from export.portable import Portable
+    from export.readings import Readings
     from export.refusal import say_refusal
     from export.resizes import ConstantResizes
     from export.transposed import shuffle_transposed
@@ -177,7 +178,8 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     net = shuffle_transposed(fold_batch_norm(load_network(artifact).float()))
     samples, shapes = _samples(spec, size, dynamic)
     try:
-        with quiet(), Portable(), contextlib.nullcontext() if dynamic else ConstantResizes():
+        resizes = contextlib.nullcontext() if dynamic else ConstantResizes()
+        with quiet(), Readings(net, samples), Portable(), resizes:
             program = torch.onnx.export(
                 net,
                 samples,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from export.quiet import quiet
-from export.refusal import without_branches
+from export.readings import Readings
 from models.artifact import Artifact, write_json
 from models.dni import Between, load_at_levels
 from models.errors import RunFolderError, UnsupportedError, explain, require
@@ -167,7 +167,9 @@ def _to_cpu(answer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None
 def _traced(net: nn.Module, sample: Tensor) -> Any:
     """Return OpenVINO's model of ``net``, traced on one image, since some need gigabytes for that."""
     ov = require("openvino", "openvino")
-    with torch.no_grad(), without_branches(net, (sample[:1],)), quiet():
+    readings = Readings(net, (sample[:1],))
+    readings.refuse()
+    with torch.no_grad(), readings, quiet():
         return ov.convert_model(net, example_input=sample[:1])
 
 

@@ -88,6 +88,8 @@ class Many(nn.Module):
             x.clamp(-0.5, 0.7),
             x.clamp_min(0),
             x.clamp_max(1),
+            x // 1 * 2,
+            x % 1,
             torch.where(x > 0, x, 2 * x),
             x.abs() ** 0.4,
             torch.sqrt(x * x + 1),

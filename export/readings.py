@@ -1,0 +1,188 @@
+"""What the Python code of a network reads out of tensors: ``.item()``, ``int()``, ``if``, ``.tolist()``, ``.numpy()``.
+
+A trace holds what was read for ever. That is right for a value that the input has no part in (a weight, a buffer, a
+size), and wrong for any other: the file would hold one answer, or one branch. ``torch.export`` stumbles over the
+first kind too. So the network runs once, what each tensor comes from is followed through the operators, and the trace
+gets numbers for the first kind, and where it can be, tensors in place of numbers for the second.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from export.portable import Portable
+from models.errors import ExportError, explain
+from models.running_module import RunningModule
+
+_READS = frozenset(
+    (
+        *("item", "numpy", "__array__", "__bool__", "__int__", "__float__", "__complex__", "__index__"),
+        *("__contains__", "is_nonzero", "equal", "allclose"),
+    )
+)
+_SHAPE_ONLY = frozenset(f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")) | frozenset(
+    f"new_{kind}" for kind in ("zeros", "ones", "empty", "empty_strided", "full")
+)
+
+
+def _listed(x: Tensor, read: Callable[[Tensor], Any]) -> Any:
+    """Do what ``tolist`` does, one reading after the other, as it is done while ``torch.export`` runs."""
+    return [_listed(part, read) for part in x.unbind()] if x.ndim else read(x)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One value that Python code read.
+
+    Attributes:
+        layer: Torch module whose code did; "" is the network's own ``forward``.
+        function: What it called.
+        value: What it got.
+        dependent: The value depends on the input.
+    """
+
+    layer: str
+    function: str
+    value: Any
+    dependent: bool
+
+    @property
+    def late(self) -> bool:
+        """Tell whether a tensor can stand for the number: the answer need not be of a certain type."""
+        return self.dependent and self.function == "item"
+
+
+class _Origins(TorchDispatchMode):
+    """Follows which storages depend on the input."""
+
+    def __init__(self, samples: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._found: dict[int, StorageWeakRef] = {}
+        for sample in samples:
+            self._note(sample, True)
+
+    def depends(self, values: Any) -> bool:
+        """Tell whether a tensor in ``values`` (nested) depends on the input."""
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+        held = [self._found.get(tensor.untyped_storage()._cdata) for tensor in tensors]
+        return any(item is not None and not item.expired() for item in held)
+
+    def _note(self, tensor: Tensor, dependent: bool) -> None:
+        storage = tensor.untyped_storage()
+        if dependent:
+            self._found[storage._cdata] = StorageWeakRef(storage)
+        else:
+            self._found.pop(storage._cdata, None)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        answer = func(*args, **given)
+        dependent = func.overloadpacket.__name__ not in _SHAPE_ONLY and self.depends((args, given))
+        for leaf in tree_leaves(answer):
+            if isinstance(leaf, Tensor):
+                self._note(leaf, dependent)
+        if dependent:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
+                    self._note(value, True)
+        return answer
+
+
+class _Reader(TorchFunctionMode):
+    """Notes each reading of one forward pass."""
+
+    def __init__(self, net: nn.Module, origins: _Origins) -> None:
+        super().__init__()
+        self.found: list[Reading] = []
+        self._origins, self._running = origins, RunningModule(net)
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        self._running.close()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "tolist":
+            return _listed(args[0], lambda x: self.__torch_function__(Tensor.item, types, (x,)))
+        value = func(*args, **(kwargs or {}))
+        if name not in _READS:
+            return value
+        self.found.append(Reading(self._running.name, name, copy.copy(value), self._origins.depends(args)))
+        return args[0].reshape(()) if self.found[-1].late else value
+
+
+def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> list[Reading]:
+    """Run ``net`` on ``samples`` once and return what its Python code reads, in order."""
+    fresh = [sample.clone() for sample in samples]
+    origins = _Origins(fresh)
+    reader = _Reader(net, origins)
+    try:
+        with torch.no_grad(), reader, Portable(), origins:
+            net(*fresh)
+    finally:
+        reader.close()
+    return reader.found
+
+
+class Readings(TorchFunctionMode):
+    """Inside the block ``net`` is traced with the right numbers, or tensors in their place.
+
+    Args:
+        net: The network that is exported.
+        samples: Its example inputs.
+    """
+
+    def __init__(self, net: nn.Module, samples: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.found = readings_of(net, samples)
+        self._net, self._place = net, 0
+
+    def refuse(self) -> None:
+        """Refuse a network whose trace would hold one answer for ever.
+
+        Raises:
+            ExportError: Python code needs a number that depends on the input; its layer is named.
+        """
+        reading = next((item for item in self.found if item.dependent and not item.late), None)
+        if reading is not None:
+            layer = f"layer {reading.layer or 'the network itself'}"
+            got = f"Python code decides by the values of a tensor ({reading.function.strip('_')})"
+            fix = "compute with torch.where, gather or products in place of the number"
+            raise ExportError(explain(layer, expected="operators alone between input and output", got=got, fix=fix))
+
+    def __enter__(self) -> Readings:
+        self._hook = self._net.register_forward_pre_hook(self._rewind)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hook.remove()
+        super().__exit__(*error)
+
+    def _rewind(self, *_: Any) -> None:
+        self._place = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "tolist":
+            return _listed(args[0], lambda x: self.__torch_function__(Tensor.item, types, (x,)))
+        if name in _READS and self._place < len(self.found) and self.found[self._place].function == name:
+            reading = self.found[self._place]
+            self._place += 1
+            if reading.late:
+                return args[0].reshape(())
+            if not reading.dependent:
+                return copy.copy(reading.value)
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,118 @@
+"""What Python code reads out of tensors: numbers for what is constant, tensors for what depends on the input."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from export.golden import random_photo
+from export.parity import parity
+from export.readings import readings_of
+from export.registry import get_target
+from models.artifact import Artifact, save_network
+from models.errors import ExportError
+from models.spec import Precision
+
+
+class Reads(nn.Module):
+    """A block that ``read`` of a subclass gives its arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.level = nn.Parameter(torch.tensor([0.7]))
+        self.register_buffer("order", torch.tensor([2, 1, 0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.conv(x))
+
+    def read(self, x: Tensor) -> Tensor:
+        raise RuntimeError("give it")
+
+
+class Constants(Reads):
+    def read(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[:, i : i + 1] for i in self.order.tolist()], 1) ** 2
+        if self.level > 0.5 and x.shape[-1] % 2 == 0:
+            x = torch.roll(x, int(self.order[0]), 2)
+        return (x + 0.1) ** self.level.item() + float(self.level) * len(x)
+
+
+class Numbers(Reads):
+    def read(self, x: Tensor) -> Tensor:
+        gains = x.mean((0, 2, 3)).tolist()
+        return (x**2 + 0.1) ** (0.5 + x.mean().item() ** 2) + torch.stack([x[:, i] * gains[i] for i in range(3)], 1)
+
+
+class Expert(Reads):
+    def read(self, x: Tensor) -> Tensor:
+        chosen = int(x.mean() * 100) % 3
+        return x * [1, 2, 3][chosen]
+
+
+class Branch(Reads):
+    def read(self, x: Tensor) -> Tensor:
+        marks = torch.zeros_like(x)
+        marks[:, 1] = (x[:, 0] > 0).float()
+        return x * 2 if marks.sum() > 5 else x
+
+
+class Sum(Reads):
+    def read(self, x: Tensor) -> Tensor:
+        return F.relu(x) * float(x.detach().numpy().mean())
+
+
+def save(net: type[nn.Module], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+    """Save a network of the class ``net`` as one of a user's own."""
+    module = types.ModuleType("reading_networks")
+    module.make = lambda: nn.Sequential(nn.Identity(), net())  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reading_networks", module)
+    torch.manual_seed(0)
+    return save_network(module.make(), folder / "n.safetensors", model="reading_networks:make", task="image")
+
+
+PHOTOS = [random_photo((32, 32), seed=seed) * gain for seed, gain in ((0, 1.0), (1, 0.1))]
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+@pytest.mark.parametrize("net", [Constants, Numbers])
+def test_constants_and_numbers_that_only_enter_arithmetic_convert(
+    net: type[nn.Module], target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"coreml": "coremltools"}.get(target, target))
+    row, source = get_target(target), save(net, tmp_path, monkeypatch)
+    made = row.load().export(source, tmp_path / f"n{row.suffix}", precision=Precision.FP32, input_size=(32, 32))
+    assert parity(source, made, PHOTOS, threads=1).passed
+
+
+@pytest.mark.parametrize(("net", "function"), [(Expert, "int"), (Branch, "bool"), (Sum, "numpy")])
+def test_core_ml_does_not_hold_one_answer_for_ever(
+    net: type[nn.Module], function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("coremltools")
+    source = save(net, tmp_path, monkeypatch)
+    with pytest.raises(ExportError, match=rf"layer 1: .* decides by the values of a tensor \({function}\); fix: "):
+        get_target("coreml").load().export(
+            source, tmp_path / "n.mlpackage", precision=Precision.FP32, input_size=(32, 32)
+        )
+
+
+def test_what_the_input_has_a_part_in() -> None:
+    found = readings_of(nn.Sequential(Constants(), Numbers(), Branch()), [torch.rand(1, 3, 8, 8)])
+    told = [(item.layer, item.function, item.dependent, item.late) for item in found]
+    assert told == [
+        *[("0", "item", False, False)] * 3,
+        ("0", "__bool__", False, False),
+        ("0", "__int__", False, False),
+        ("0", "item", False, False),
+        ("0", "__float__", False, False),
+        *[("1", "item", True, True)] * 4,
+        ("2", "__bool__", True, False),
+    ]
+    assert [item.value for item in found[:3]] == [2, 1, 0]
