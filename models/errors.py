@@ -23,7 +23,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 from models.unreported import unreported
@@ -130,6 +132,33 @@ def first_line(error: BaseException) -> str:
     """Return the first line of what ``error`` says, or its type where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def unforeseen(error: Exception) -> str:
+    """Return in a line what code of the user's or a library raised; with ``PARE_DEBUG`` set it is raised again."""
+    if os.environ.get("PARE_DEBUG"):
+        raise error
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextmanager
+def running_users_code(what: str, *, expected: str) -> Iterator[None]:
+    """Make one line of whatever code of a user's raises inside of the block.
+
+    Args:
+        what: The code, for example ``"factory net.py:build"``.
+        expected: What it should have done.
+
+    Raises:
+        UsageError: It raised anything but a ``PareError``.
+    """
+    try:
+        yield
+    except PareError:
+        raise
+    except Exception as error:  # code of a user's may raise anything
+        fix = "correct it; PARE_DEBUG=1 in the environment shows where"
+        raise UsageError(explain(what, expected=expected, got=unforeseen(error), fix=fix)) from error
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from models.errors import CheckpointError, ConfigError, UnknownNameError, UsageError, explain
+from models.errors import CheckpointError, ConfigError, UnknownNameError, UsageError, explain, running_users_code
 from models.spec import Control, ModelSpec, SizeRequirements, TensorSpec
 
 if TYPE_CHECKING:
@@ -318,11 +318,12 @@ def load_object(path: str) -> Any:
     if module_name.endswith(".py"):
         module = _import_file(Path(module_name))
     else:
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            fix = "run where the module can be imported, or set PYTHONPATH"
-            raise UsageError(explain("import path", expected="a module", got=f"{path!r} ({error})", fix=fix)) from error
+        with running_users_code(f"import of {module_name}", expected="a module"):
+            try:
+                module = importlib.import_module(module_name)
+            except ModuleNotFoundError as error:
+                fix, got = "run where the module can be imported, or set PYTHONPATH", f"{path!r} ({error})"
+                raise UsageError(explain("import path", expected="a module", got=got, fix=fix)) from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
@@ -368,7 +369,9 @@ def get_task(name: str) -> Task:
     """
     if name not in TASKS and ":" not in name:
         raise UnknownNameError("task", name, TASKS)
-    task: Task = load_object(TASKS.get(name, name))()
+    factory = load_object(TASKS.get(name, name))
+    with running_users_code(f"task {name}", expected="a task that is made without arguments"):
+        task: Task = factory()
     return task
 
 
@@ -427,7 +430,8 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
         fix = f"write a function without arguments that returns the network, and pass it in place of {spec.factory!r}"
         expected = f"arguments that it takes: {', '.join(given) or 'none'}"
         raise UsageError(explain(f"factory {spec.factory}", expected=expected, got=error, fix=fix)) from error
-    net = factory(**given)
+    with running_users_code(f"factory {spec.factory}", expected="a network"):
+        net = factory(**given)
     if not isinstance(net, nn.Module):
         expected, fix = "a torch.nn.Module", "return the network itself"
         raise UsageError(explain(f"factory {spec.factory}", expected=expected, got=type(net).__name__, fix=fix))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import Artifact, write_json
-from models.errors import PareError, UnsupportedError, UsageError, explain
+from models.errors import PareError, UnsupportedError, UsageError, explain, unforeseen
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import MODELS, WEIGHTS
 from optimize.pipeline import stage_defaults
@@ -27,7 +27,7 @@ from optimize.sources import (
     open_teacher,
     recipe_task,
 )
-from optimize.steps import is_main_process, run_stage, stage_fingerprint, unforeseen, wait_for_all
+from optimize.steps import is_main_process, run_stage, stage_fingerprint, wait_for_all
 
 if TYPE_CHECKING:
     from optimize.stage import StageContext

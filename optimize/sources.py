@@ -20,6 +20,7 @@ from models.errors import (
     UsageError,
     explain,
     first_line,
+    running_users_code,
 )
 from models.paired_photos import open_for
 from models.photos import PhotoSet, centre_crop, embedded_photos, to_batch
@@ -253,7 +254,8 @@ def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int
     if unknown := [name for name in task.metrics if name not in METRICS]:
         raise UnknownNameError(f"metric of task {artifact.task}", unknown[0], METRICS)
     spec = get_spec(artifact.model, task=artifact.task)
-    inputs = task.inputs_of(to_batch([centre_crop(photos.load(0), *task.photo_size(input_size))]))
+    with running_users_code(f"task {artifact.task}", expected="a prepare that takes a photo"):
+        inputs = task.inputs_of(to_batch([centre_crop(photos.load(0), *task.photo_size(input_size))]))
     controls = sum(control.kind == "graph_input" for control in task.controls)
     want = (1, int(spec.inputs[0].shape[1]) + controls, *input_size)
     what = f"input that task {artifact.task} makes"
@@ -267,6 +269,19 @@ def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int
         fix = "correct its prepare, or widen value_range in its inputs (None: any value)"
         expected, got = f"values in [{limits[0]:g}, {limits[1]:g}]", f"{low:.3g} to {high:.3g}"
         raise ConfigError(explain(what, expected=expected, got=got, fix=fix))
+    _check_picture(task, inputs, artifact.task)
+
+
+def _check_picture(task: Task, inputs: Tensor, name: str) -> None:
+    """Render what doing nothing gives for one photo: it has to be a picture, for every metric takes it."""
+    with running_users_code(f"task {name}", expected="a baseline and a render that take what its prepare makes"):
+        picture = task.render(inputs, task.baseline(inputs))
+    what, fix = f"picture that task {name} renders", "correct its render: RGB, clamp(0, 1)"
+    if picture.ndim != 4 or picture.shape[:2] != (1, 3):
+        raise ConfigError(explain(what, expected="shape (1, 3, H, W)", got=tuple(picture.shape), fix=fix))
+    low, high = float(picture.min()), float(picture.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise ConfigError(explain(what, expected="values in [0, 1]", got=f"{low:.3g} to {high:.3g}", fix=fix))
 
 
 def _several(answer: object) -> str:

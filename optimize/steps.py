@@ -20,6 +20,7 @@ from models.errors import (
     QualityGateError,
     UnsupportedError,
     explain,
+    unforeseen,
 )
 from models.photos import PhotoSet, centre_crop, to_batch
 from models.progress import format_seconds
@@ -185,13 +186,6 @@ def run_judged_stage(
     record = folder.write(replace(record, accepted=reason is None, reason=reason))
     data.progress.note(describe(record, teacher_scores))
     return StageResult(record, result, ran)
-
-
-def unforeseen(error: Exception) -> str:
-    """Return in a line what code of the user's or a library raised; with ``PARE_DEBUG`` set it is raised again."""
-    if os.environ.get("PARE_DEBUG"):
-        raise error
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def measured_scores(artifact: Artifact, judge: StageJudge) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from models.artifact import load_network, load_weights, read_tensors, save_network
 from models.errors import CheckpointError, UsageError
 from models.layers import bake_weights, has_computed_weights
-from models.registry import create_model, load_object
+from models.registry import create_model, get_task, load_object
 
 OWN = """
 from torch import nn
@@ -41,6 +41,10 @@ def needs(width):
 
 def nothing():
     return (1, 2)
+
+
+def broken():
+    return nn.GroupNorm(3, 8)
 """
 
 
@@ -84,6 +88,32 @@ def test_factories_that_need_arguments_or_return_no_network_are_refused(own: str
     assert create_model(f"{own}:needs", task="image", width=2).a.out_channels == 2
     with pytest.raises(UsageError, match=r"expected a torch.nn.Module, got tuple; fix: return the network itself"):
         create_model(f"{own}:nothing", task="image")
+
+
+def test_what_code_of_the_users_raises_is_one_line_and_where_on_request(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "pare_test_broken.py").write_text("raise RuntimeError('no such\\noperator')\n", encoding="utf-8")
+    for call, message in (
+        (
+            lambda: create_model(f"{own}:broken", task="image"),
+            r"own.py:broken: expected a network, got ValueError: num",
+        ),
+        (
+            lambda: load_object("pare_test_broken:f"),
+            "import of pare_test_broken: .* got RuntimeError: no such operator",
+        ),
+        (
+            lambda: get_task(f"{own}:needs"),
+            "own.py:needs: .* without arguments, got TypeError: .*'width'; fix: correct",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+    monkeypatch.setenv("PARE_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"^num_channels"):
+        create_model(f"{own}:broken", task="image")
 
 
 def test_a_network_inside_of_a_larger_checkpoint_is_found(own: str, tmp_path: Path) -> None:

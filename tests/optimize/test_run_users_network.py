@@ -51,6 +51,22 @@ class Brighter(Image):
     def prepare(self, rgb):
         return 1 + 2 * rgb, rgb
 """
+UNRENDERED = """
+from models.tasks.image import Image
+
+
+class Signed(Image):
+    def prepare(self, rgb):
+        return rgb, rgb
+
+    def render(self, inputs, outputs):
+        return outputs * 2 - 1
+
+
+class Odd(Image):
+    def prepare(self, rgb):
+        return rgb.nonsense, rgb
+"""
 METRIC = """
 from models.tasks.image import Image
 
@@ -128,10 +144,23 @@ def test_one_stage_says_what_is_wrong(
     (folder / "brighter.py").write_text(TASK, encoding="utf-8")
     (folder / "odd.py").write_text(ODD, encoding="utf-8")
     (folder / "metric.py").write_text(METRIC, encoding="utf-8")
+    (folder / "unrendered.py").write_text(UNRENDERED, encoding="utf-8")
     common = f"distill --data {folder / 'photos'} --lpips-net lite --input-size 64 64 -q -o {tmp_path}"
     for name, task, status, message in (
         (f"{folder / 'own.py'}:restyle", f"{folder / 'brighter.py'}:Brighter", 2, "expected values in [0, 1], got"),
         (f"{folder / 'own.py'}:restyle", f"{folder / 'metric.py'}:Named", 2, "got 'ssmi'; fix: use 'ssim'"),
+        (
+            f"{folder / 'own.py'}:restyle",
+            f"{folder / 'unrendered.py'}:Signed",
+            2,
+            "renders: expected values in [0, 1], got",
+        ),
+        (
+            f"{folder / 'own.py'}:restyle",
+            f"{folder / 'unrendered.py'}:Odd",
+            2,
+            "a prepare that takes a photo, got Attr",
+        ),
         (f"{folder / 'odd.py'}:Two", "image", 1, "fix: write a small module around it whose forward takes one tensor"),
         (f"{folder / 'odd.py'}:Large", "image", 1, 'that says so in its outputs: ("N", 3, "2H", "2W")'),
     ):
