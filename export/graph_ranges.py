@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from export.quantization import Quantization
 
 OUTLIER, RARE = 4.0, 0.1
+_KINDS = ("tensors", "channels")
+_AXES = "extremes.axes"
 
 
 def activation_ranges(
@@ -40,11 +42,16 @@ def activation_ranges(
             name = inputs[nodes[layer]]
             old = fitted.get(name, (low, high))
             fitted[name] = (min(low, old[0]), max(high, old[1]))
-    return {**_tensor_ranges(model, quantization), **fitted}
+    return {**_typical_ranges(model, quantization)["tensors"], **fitted}
 
 
-def _tensor_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[str, tuple[float, float]]:
-    """Return the typical range of every float tensor of ``model`` over the calibration inputs.
+def channel_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[str, tuple[list[float], list[float]]]:
+    """Return the typical smallest and largest value of every channel of every output of a 2D convolution."""
+    return _typical_ranges(model, quantization)["channels"]
+
+
+def _typical_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[str, dict[str, Any]]:
+    """Return the typical range over the calibration inputs of every float tensor, and of the channels of some.
 
     The answer is cached in the folder ``cache`` beside the calibration file: a second target need not measure again.
 
@@ -52,11 +59,12 @@ def _tensor_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[s
         MissingExtraError: onnxruntime is not installed.
     """
     key = hashlib.sha256(model.SerializeToString(deterministic=True) + quantization.sha256.encode()).hexdigest()
-    cache = quantization.calibration.parent / "cache" / f"typical-{key[:16]}.json"
+    cache = quantization.calibration.parent / "cache" / f"ranges-{key[:16]}.json"
     if quantization.sha256 and cache.is_file():
         try:
-            return {name: (float(low), float(high)) for name, (low, high) in json.loads(cache.read_text()).items()}
-        except (OSError, ValueError, TypeError, AttributeError):
+            known = json.loads(cache.read_text())
+            return {kind: {name: (low, high) for name, (low, high) in known[kind].items()} for kind in _KINDS}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             cache.unlink(missing_ok=True)
     ranges = _measure_ranges(model, quantization.inputs())
     if quantization.sha256:
@@ -65,10 +73,16 @@ def _tensor_ranges(model: onnx.ModelProto, quantization: Quantization) -> dict[s
     return ranges
 
 
-def _measure_ranges(model: onnx.ModelProto, inputs: np.ndarray[Any, Any]) -> dict[str, tuple[float, float]]:
+def _measure_ranges(model: onnx.ModelProto, inputs: np.ndarray[Any, Any]) -> dict[str, dict[str, Any]]:
     specs = graph_specs(model)
-    found = tensor_extremes(model, (graph_feeds(item[None], specs) for item in inputs))
-    return {name: typical_range(lows, highs) for name, (lows, highs) in found.items()}
+    ranges: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+    for name, (lows, highs) in _extremes(model, (graph_feeds(item[None], specs) for item in inputs)).items():
+        ranges["tensors"][name] = typical_range([min(low) for low in lows], [max(high) for high in highs])
+        if len(lows[0]) > 1:
+            channels = zip(zip(*lows, strict=True), zip(*highs, strict=True), strict=True)
+            pairs = [typical_range(*channel) for channel in channels]
+            ranges["channels"][name] = ([low for low, _ in pairs], [high for _, high in pairs])
+    return ranges
 
 
 def tensor_extremes(
@@ -88,27 +102,48 @@ def tensor_extremes(
     Raises:
         MissingExtraError: onnxruntime is not installed.
     """
+    found = _extremes(model, feeds)
+    return {
+        name: (tuple(min(low) for low in lows), tuple(max(high) for high in highs))
+        for name, (lows, highs) in found.items()
+    }
+
+
+def _extremes(
+    model: onnx.ModelProto, feeds: Iterable[Mapping[str, Any]]
+) -> dict[str, tuple[list[list[float]], list[list[float]]]]:
+    """Do what ``tensor_extremes`` says; of the output of a 2D convolution, those of each channel."""
     onnx_module, ort = require("onnx", "onnx"), require("onnxruntime", "onnx")
-    helper, floating = onnx_module.helper, onnx_module.TensorProto.FLOAT
+    helper, types = onnx_module.helper, onnx_module.TensorProto
     probe = onnx_module.shape_inference.infer_shapes(model)
     graph = probe.graph
     known = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    names = [name for name, value in known.items() if value.type.tensor_type.elem_type == floating]
+    names = [name for name, value in known.items() if value.type.tensor_type.elem_type == types.FLOAT]
+    convolved = {name for node in graph.node if node.op_type == "Conv" for name in node.output}
+    convolved = {name for name in convolved & set(names) if len(known[name].type.tensor_type.shape.dim) == 4}
     del graph.output[:]
+    graph.initializer.append(helper.make_tensor(_AXES, types.INT64, (3,), (0, 2, 3)))
+    old = _opset(probe) < 18  # axes were an attribute before
     places = {name: place for place, node in enumerate(graph.node) for name in node.output}
     # The runtime starts from the leaf that was added last: earliest tensors there, so that each is read as it is made.
     for name in sorted(names, key=lambda name: -places.get(name, -1)):
+        inputs = [name, _AXES] if name in convolved and not old else [name]
+        given = {"axes": (0, 2, 3)} if name in convolved and old else {}
         for kind in ("ReduceMin", "ReduceMax"):
-            graph.node.append(helper.make_node(kind, [name], [f"{name}:{kind}"], keepdims=0))
+            graph.node.append(helper.make_node(kind, inputs, [f"{name}:{kind}"], keepdims=0, **given))
     outputs = [f"{name}:{kind}" for name in names for kind in ("ReduceMin", "ReduceMax")]
-    graph.output.extend(helper.make_tensor_value_info(name, floating, []) for name in outputs)
+    graph.output.extend(helper.make_tensor_value_info(name, types.FLOAT, None) for name in outputs)
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(probe.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    rows = [[float(value) for value in session.run(outputs, dict(item))] for item in feeds]
-    columns = list(zip(*rows, strict=True))
+    rows = [[value.reshape(-1).tolist() for value in session.run(outputs, dict(item))] for item in feeds]
+    columns = [list(column) for column in zip(*rows, strict=True)]
     return {name: (columns[2 * place], columns[2 * place + 1]) for place, name in enumerate(names)} if rows else {}
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx")))
 
 
 def graph_specs(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
