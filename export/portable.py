@@ -125,6 +125,26 @@ def _sort(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _unfold(x: Tensor, dimension: int, size: int, step: int) -> Any:
+    """Windows along one axis, which become the last one: one look-up, as coremltools has no such operator."""
+    if _is_open(*x.shape):
+        return NotImplemented
+    axis = dimension % x.ndim
+    count = (int(x.shape[axis]) - size) // step + 1
+    places = torch.arange(count)[:, None] * step + torch.arange(size)
+    return _move(x.index_select(axis, places.flatten()).unflatten(axis, (count, size)), axis + 1, -1)
+
+
+def _move(x: Tensor, source: Any, destination: Any) -> Tensor:
+    goes = dict(zip(*([place % x.ndim for place in _listed(value)] for value in (destination, source)), strict=True))
+    rest = iter(axis for axis in range(x.ndim) if axis not in goes.values())
+    return x.permute(*(goes[place] if place in goes else next(rest) for place in range(x.ndim)))
+
+
+def _listed(value: Any) -> list[int]:
+    return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
 def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Any:
     """Euclidean distances through one product."""
     if p != 2:
@@ -137,6 +157,8 @@ REWRITES: Mapping[Any, Callable[..., Any]] = {
     functional.pad: _pad,
     functional.fold: _fold,
     functional.instance_norm: _instance_norm,
+    Tensor.unfold: _unfold,
+    Tensor.mT.__get__: lambda x: x.transpose(-1, -2),  # type: ignore[attr-defined]
 }
 """By function of PyTorch. A rewrite returns NotImplemented for what needs none."""
 
@@ -145,6 +167,8 @@ BY_NAME: Mapping[str, Callable[..., Any]] = {
     "cdist": _cdist,
     "channel_shuffle": _channel_shuffle,
     "lerp": _lerp,
+    "moveaxis": _move,
+    "movedim": _move,
     "sort": _sort(torch.sort),
     "var_mean": _var_mean,
 }

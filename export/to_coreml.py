@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from export.contract import Contract, embedded
 from export.coreml_options import Options, package_contract
 from export.coreml_quirks import repaired_converter
+from export.coreml_ranks import pipeline
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.portable import Portable
@@ -216,6 +217,7 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kep
                 convert_to="mlprogram",
                 minimum_deployment_target=getattr(tools.target, DEPLOYMENT_TARGET),
                 compute_precision=precision,
+                pass_pipeline=pipeline(),
                 skip_model_load=True,
             )
     except PareError:

@@ -72,6 +72,8 @@ def test_an_instance_norm_with_running_statistics_uses_them(image: Tensor) -> No
         lambda x: torch.cdist(x.flatten(2), -x.flatten(2)[:, :2]),
         lambda x: torch.sort(x, dim=1, stable=True)[0],
         lambda x: x.clamp(0, 1) + torch.clip(x, min=0, max=1),
+        lambda x: x.unfold(2, 4, 3).unfold(-2, 5, 2),
+        lambda x: x.movedim(1, -1).mT @ torch.moveaxis(x, (-1, 1), (2, 1)).mean(1, keepdim=True),
     ],
 )
 def test_single_functions(function: Callable[[Tensor], Tensor], image: Tensor) -> None:
