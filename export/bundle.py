@@ -27,7 +27,7 @@ from export.collect import check_reference
 from export.contract import Contract, contract_in
 from export.files import companions, replacing
 from export.golden import expected_of, feeds_of, photo_size, sample_photo
-from export.parity import compare, open_any
+from export.parity import compare, limits, open_any
 from export.receptive_field import describe, field_of, overlap_for
 from export.registry import get_target
 from export.tiling import choose_tiling
@@ -54,7 +54,8 @@ class Check:
         runtime: What computed it, or None.
         max_abs: Largest error against PyTorch FP32, output units; None when it did not run.
         rms: Root mean square error, output units; None likewise.
-        limit: Largest error allowed, output units; of the root mean square a quarter.
+        limit: Largest error allowed, output units.
+        rms_limit: Largest root mean square error allowed, output units.
         reason: Why it failed, did not run or is emulated, else None.
     """
 
@@ -65,6 +66,7 @@ class Check:
     max_abs: float | None = None
     rms: float | None = None
     limit: float | None = None
+    rms_limit: float | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -217,6 +219,7 @@ def _row(artifact: Artifact, golden: str, check: Check, scores: Mapping[str, Any
         "package": artifact.metadata.get("package"),
         "golden": f"golden/{golden}.npz",
         "limit": check.limit,
+        "rms_limit": check.rms_limit,
         "checked_here": check.to_json(),
         "scores": dict(scores),
     }
@@ -251,21 +254,19 @@ def _write_texts(
 def _check(artifact: Artifact, feeds: Mapping[str, Any], expected: Mapping[str, Any], **how: Any) -> Check:
     """Run the golden vectors through ``artifact``."""
     name = artifact.path.name
-    tolerance = get_target(artifact.format).tolerance[artifact.precision]
-    limit = tolerance * (
-        max(float(a.max()) for a in expected.values()) - min(float(a.min()) for a in expected.values())
-    )
+    span = max(float(a.max()) for a in expected.values()) - min(float(a.min()) for a in expected.values())
+    limit, rms_limit = limits(artifact, span)
     runner, reason = open_any(artifact.path, **how)
     if runner is None:
-        return Check(name, "not run", limit=limit, reason=reason)
+        return Check(name, "not run", limit=limit, rms_limit=rms_limit, reason=reason)
     with runner:
         answers = runner.infer(dict(feeds))
-    result = compare(artifact, runner, tolerance, [dict(expected)], [answers], reason)
+    result = compare(artifact, runner, [dict(expected)], [answers], reason)
     status, why = "passed", reason
     if not result.passed:
         status = "failed"
         why = explain(name, expected=result.allowed(), got=result.found(), fix="export it again")
-    return Check(name, status, runner.emulated, runner.runtime, result.max_abs, result.rms, limit, why)
+    return Check(name, status, runner.emulated, runner.runtime, result.max_abs, result.rms, limit, rms_limit, why)
 
 
 def verify_bundle(

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import export
-from export.contract import contract_in
-from export.golden import expected_of, feeds_of, photo_size, random_photo
+from export.contract import contract_in, is_picture
+from export.golden import expected_of, feeds_of, photo_size, random_photo, sample_photo
+from export.quantization import METADATA_KEY
 from export.registry import get_target
+from export.target import Tolerance
 from models.artifact import Artifact
 from models.errors import ParityError, UnsupportedError, explain
+from models.registry import get_task
+from models.spec import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +29,9 @@ if TYPE_CHECKING:
 
     Feeds = dict[str, NDArray[np.float32]]
 
-RMS_SHARE = 0.25
+#: An INT8 artifact may be so many times as far from FP32 as INT8 itself took the network when it was quantized, and has
+#: the tolerance of FP16 at least.
+NOISE_MARGIN = 3.0
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,13 @@ class ParityResult:
         precision: Precision of the artifact.
         runtime: What computed it; None when nothing could.
         emulated: Another runtime than the target's own computed the same graph.
-        tolerance: Largest error allowed, as a fraction of ``span``.
         span: Largest minus smallest value of the reference outputs.
+        limit: Largest error allowed, output units.
+        rms_limit: Largest root mean square error allowed, output units.
         max_abs: Largest absolute error, output units; None when nothing could compute it.
         rms: Root mean square error, output units; None likewise.
         psnr_db: ``20 log10(span / rms)``; None when the error is zero or unknown.
-        passed: ``max_abs <= tolerance * span`` and ``rms <= tolerance * span / 4``; None when unknown.
+        passed: ``max_abs <= limit`` and ``rms <= rms_limit``; None when unknown.
         reason: Why it is emulated or unknown, else None.
     """
 
@@ -50,8 +57,9 @@ class ParityResult:
     precision: str
     runtime: str | None
     emulated: bool
-    tolerance: float
-    span: float
+    span: float = 0.0
+    limit: float = 0.0
+    rms_limit: float = 0.0
     max_abs: float | None = None
     rms: float | None = None
     psnr_db: float | None = None
@@ -64,8 +72,7 @@ class ParityResult:
 
     def allowed(self) -> str:
         """Say what is allowed, output units."""
-        limit = self.tolerance * self.span
-        return f"an error of at most {limit:.3g} and {limit * RMS_SHARE:.3g} rms"
+        return f"an error of at most {self.limit:.3g} and {self.rms_limit:.3g} rms"
 
     def found(self) -> str:
         """Say what was found, output units."""
@@ -85,7 +92,8 @@ def parity(
     Args:
         reference: ``torch`` artifact; computed eagerly in FP32.
         artifact: What was exported from it.
-        photos: (1, 3, H, W) in [0, 1] each; None takes two smooth random ones of the artifact's size.
+        photos: (1, 3, H, W) in [0, 1] each; None takes two smooth random ones of the artifact's size, of INT8, whose
+            ranges are those of photos, an embedded photo.
         device: Where ``artifact`` runs; None takes its target's first device, or its emulation where that is absent.
         threads: Threads of both runtimes.
 
@@ -93,22 +101,39 @@ def parity(
         UnsupportedError: ``device`` was named and is not there.
     """
     target = get_target(artifact.format)
-    tolerance = target.tolerance[artifact.precision]
     runner, reason = open_any(artifact.path, device=device, threads=threads)
     if runner is None:
-        return ParityResult(target.name, artifact.precision.value, None, False, tolerance, 0.0, reason=reason)
+        return ParityResult(target.name, artifact.precision.value, None, False, reason=reason)
     contract = contract_in(artifact)
-    chosen = photos if photos is not None else [random_photo(photo_size(contract), seed=seed) for seed in (0, 1)]
+    chosen = photos if photos is not None else _photos(photo_size(contract), artifact.precision)
     with runner:
         answers = [runner.infer(feeds_of(rgb, contract)) for rgb in chosen]
     with export.open_runner(reference.path, threads=threads) as torch_runner:
         expected = [expected_of(rgb, contract, torch_runner) for rgb in chosen]
-    return compare(artifact, runner, tolerance, expected, answers, reason)
+    return compare(artifact, runner, expected, answers, reason)
 
 
-def passes(max_abs: float, rms: float, limit: float) -> bool:
-    """Return whether the largest error is within ``limit`` and the root mean square error within a quarter of it."""
-    return max_abs <= limit and rms <= limit * RMS_SHARE
+def _photos(size: tuple[int, int], precision: Precision) -> list[Tensor]:
+    if precision is Precision.INT8:
+        return [sample_photo(size)]
+    return [random_photo(size, seed=seed) for seed in (0, 1)]
+
+
+def limits(artifact: Artifact, span: float) -> Tolerance:
+    """Return the errors against PyTorch FP32 that are allowed to ``artifact``, output units.
+
+    Those of its target and precision, as shares of ``span``. An INT8 artifact whose record says how far rounding takes
+    this network (``Quantization.noise``) may be ``NOISE_MARGIN`` times as far: networks differ by a factor of 100 in
+    that, and a wrong scale, zero point or channel is seen only against the noise of its own network.
+    """
+    tolerance = get_target(artifact.format).tolerance
+    largest, rms = (share * span for share in tolerance[artifact.precision])
+    noise = (artifact.metadata.get(METADATA_KEY) or {}).get("noise")
+    contract = contract_in(artifact)
+    rendered = is_picture(contract.outputs[0], get_task(contract.task).outputs[0])
+    if artifact.precision is Precision.INT8 and noise is not None and not rendered:
+        rms = max(NOISE_MARGIN * float(noise), tolerance[Precision.FP16].rms * span)
+    return Tolerance(largest, rms)
 
 
 def check_parity(
@@ -153,7 +178,6 @@ def open_any(path: Path, *, device: str | None = None, threads: int | None = Non
 def compare(
     artifact: Artifact,
     runner: Runner,
-    tolerance: float,
     expected: Sequence[Feeds],
     answers: Sequence[Feeds],
     reason: str | None,
@@ -166,16 +190,18 @@ def compare(
             values.append(array.ravel())
     error, value = np.concatenate(errors), np.concatenate(values)
     span, rms = float(value.max() - value.min()), float(np.sqrt(np.mean(error**2)))
+    limit, rms_limit = limits(artifact, span)
     return ParityResult(
         target=artifact.format,
         precision=artifact.precision.value,
         runtime=runner.runtime,
         emulated=runner.emulated,
-        tolerance=tolerance,
         span=span,
+        limit=limit,
+        rms_limit=rms_limit,
         max_abs=float(error.max()),
         rms=rms,
         psnr_db=20 * math.log10(span / rms) if rms > 0 and span > 0 else None,
-        passed=passes(float(error.max()), rms, tolerance * span),
+        passed=float(error.max()) <= limit and rms <= rms_limit,
         reason=reason,
     )

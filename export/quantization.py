@@ -42,6 +42,8 @@ class Quantization:
         float_layers: Torch module names that stay in higher precision.
         ranges: Smallest and largest input value of each layer (torch module name) that INT8 resolves.
         coverage: What the calibration photos cover, JSON values.
+        noise: How far rounding takes the outputs from those of FP32, root mean square in output units, simulated; the
+            larger of rounding the inputs of layers asymmetrically and symmetrically. None: not measured.
         method: ``ptq``: post-training.
     """
 
@@ -51,6 +53,7 @@ class Quantization:
     float_layers: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     coverage: Mapping[str, Any] = field(default_factory=dict)
+    noise: float | None = None
     method: Literal["ptq"] = "ptq"
 
     def __post_init__(self) -> None:
@@ -73,6 +76,7 @@ class Quantization:
             "float_layers": list(self.float_layers),
             "ranges": {name: [float(low), float(high)] for name, (low, high) in self.ranges.items()},
             "coverage": dict(self.coverage),
+            "noise": self.noise,
         }
 
     @classmethod
@@ -90,6 +94,7 @@ class Quantization:
                 float_layers=tuple(str(name) for name in content.get("float_layers", ())),
                 ranges={name: (float(low), float(high)) for name, (low, high) in content.get("ranges", {}).items()},
                 coverage=dict(content.get("coverage", {})),
+                noise=None if content.get("noise") is None else float(content["noise"]),
                 method=content.get("method", "ptq"),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

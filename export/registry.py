@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from export.target import Target
+from export.target import Target, Tolerance
 from models.errors import ConfigError, UnknownNameError, explain
 from models.spec import Precision
 
 _FP32, _FP16, _BF16, _INT8 = Precision.FP32, Precision.FP16, Precision.BF16, Precision.INT8
+
+_EXACT = {_FP32: Tolerance(1e-4, 2.5e-5), _FP16: Tolerance(2e-2, 5e-3)}
+#: Seen, largest and rms: BF16 33% and 5%. INT8 on nine tiny networks 7.2% and 1.7%, on 45 trained ones 15% and 2.6%.
+_COARSE = {_BF16: Tolerance(0.4, 0.1), _INT8: Tolerance(0.4, 0.03)}
 
 _ROWS = (
     Target(
@@ -18,7 +22,7 @@ _ROWS = (
         precisions=(_FP32,),
         devices=("cpu", "cuda"),
         extra="",
-        tolerance={_FP32: 1e-5},
+        tolerance={_FP32: Tolerance(1e-5, 2.5e-6)},
         module="export.torch_runner",
         exports=False,
     ),
@@ -29,7 +33,7 @@ _ROWS = (
         devices=("cpu", "cuda"),
         extra="onnx",
         other_suffixes=(".ort",),
-        tolerance={_FP32: 1e-4, _FP16: 2e-2, _INT8: 0.4},
+        tolerance=_EXACT | _COARSE,
         module="export.to_onnx",
         options={
             "opset": "ONNX operator set, 17 or later (default 18)",
@@ -43,7 +47,7 @@ _ROWS = (
         precisions=(_FP32, _FP16, _BF16, _INT8),
         devices=("cpu", "gpu", "npu"),
         extra="openvino",
-        tolerance={_FP32: 1e-4, _FP16: 2e-2, _BF16: 0.4, _INT8: 0.4},
+        tolerance=_EXACT | _COARSE,
         module="export.to_openvino",
         options={
             "preset": "activations of NNCF: mixed or performance (symmetric)",
@@ -56,7 +60,7 @@ _ROWS = (
         precisions=(_FP32, _FP16, _INT8),
         devices=("cuda",),
         extra="tensorrt",
-        tolerance={_FP32: 1e-4, _FP16: 2e-2, _INT8: 0.4},
+        tolerance=_EXACT | _COARSE,
         module="export.to_tensorrt",
         options={
             "compute_capability": "GPUs to build for, for example sm89 (SM75 SM80 SM86 SM89 SM120 SM121)",
@@ -71,7 +75,7 @@ _ROWS = (
         precisions=(_FP32, _FP16, _INT8),
         devices=("all", "cpu", "gpu", "ane"),
         extra="coreml",
-        tolerance={_FP32: 1e-4, _FP16: 2e-2, _INT8: 0.4},
+        tolerance=_EXACT | _COARSE,
         module="export.to_coreml",
         options={
             "image_input": "take an RGB picture instead of a tensor (true or false)",

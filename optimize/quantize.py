@@ -121,7 +121,7 @@ def run(artifact: Artifact | None, config: QuantizeConfig, data: StageContext, o
     symmetric = scorer.drop(rounded, float_scores["lpips"], symmetric=True)
     missed = max(drop - config.aim, 0.0)
     said = [*_aim_warnings(choice, missed, config, data), *_symmetry_warnings(symmetric, drop, config, data)]
-    record = _record(simulation, kept, calibration, coverage, out)
+    record = _record(simulation, kept, calibration, coverage, scorer.noise(rounded), out)
     return save_network(
         net,
         out / RESULT,
@@ -302,6 +302,7 @@ def _record(
     kept: tuple[str, ...],
     calibration: CalibrationSet,
     coverage: Mapping[str, Any],
+    noise: float,
     out: Path,
 ) -> dict[str, Any]:
     """Write the calibration inputs (as FP16) and the bias corrections beside the artifact and return the record."""
@@ -317,6 +318,7 @@ def _record(
         float_layers=kept,
         ranges=simulation.ranges,
         coverage=coverage,
+        noise=noise,
     )
     return record.to_json(out)
 

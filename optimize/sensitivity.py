@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from optimize.simulation import SimulatedInt8
 
 
+_NOISE_PHOTOS = 8
+
+
 @dataclass(frozen=True)
 class LayerSensitivity:
     """What INT8 in this layer alone does.
@@ -78,6 +81,19 @@ class Scorer:
     def drop(self, layers: Collection[str], float_lpips: float, *, symmetric: bool = False) -> float:
         """LPIPS to the truth with ``layers`` in INT8, minus ``float_lpips``."""
         return self.distance(self.render(layers, symmetric=symmetric), self.truth) - float_lpips
+
+    @torch.no_grad()
+    def noise(self, layers: Collection[str]) -> float:
+        """Return how far INT8 in ``layers`` takes the outputs: rms, output units, the larger of both roundings."""
+        inputs = self.task.inputs_of(self.rgb[:_NOISE_PHOTOS])
+        with self.simulation.quantized(()) as net:
+            exact = torch.cat([net(part) for part in inputs.split(1)])
+        found = []
+        for symmetric in (False, True):
+            with self.simulation.quantized(layers, symmetric=symmetric) as net:
+                errors = [net(part) - want for part, want in zip(inputs.split(1), exact.split(1), strict=True)]
+            found.append(float(torch.cat(errors).double().square().mean().sqrt()))
+        return max(found)
 
 
 @torch.no_grad()

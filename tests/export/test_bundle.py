@@ -58,6 +58,7 @@ def test_everything_is_in_it(bundle: Path, shipped: list[Artifact]) -> None:
         assert (bundle / (row["file"] + ".json")).is_file()
         assert row["checked_here"]["status"] == "passed"
         assert 0 < row["checked_here"]["max_abs"] <= row["limit"]
+        assert 0 < row["checked_here"]["rms"] <= row["rms_limit"] <= row["limit"] / 4
         assert row["checked_here"]["emulated"] == (artifact.format == "tensorrt")
     (contract,) = json.loads((bundle / "contract.json").read_text()).values()
     assert contract["inputs"][0]["color_space"] == "cielab-l/100"

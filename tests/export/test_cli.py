@@ -213,8 +213,9 @@ def test_artifact_that_differs_fails(
     from types import MappingProxyType
 
     from export.registry import get_target
+    from export.target import Tolerance
 
-    strict = MappingProxyType(dict.fromkeys(Precision, 1e-12))
+    strict = MappingProxyType(dict.fromkeys(Precision, Tolerance(1e-12, 1e-12)))
     monkeypatch.setattr("export.target.Target.__setattr__", object.__setattr__)
     target = get_target("onnx")
     monkeypatch.setattr(target, "tolerance", strict)

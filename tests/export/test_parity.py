@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,10 +29,11 @@ def test_artifact_computes_what_pytorch_computes(
     result = check_parity(tiny_student, exported(target, precision), threads=1)
     assert result.passed
     assert result.max_abs is not None
-    assert result.tolerance == TARGETS[target].tolerance[precision]
+    largest, rms = TARGETS[target].tolerance[precision]
+    assert (result.limit, result.rms_limit) == (largest * result.span, rms * result.span)
     assert result.rms is not None
-    assert 0 < result.max_abs <= result.tolerance * result.span
-    assert result.rms <= result.tolerance * result.span / 4
+    assert 0 < result.max_abs <= result.limit
+    assert result.rms <= result.rms_limit
     assert result.emulated == (target in ("tensorrt", "coreml")) == (result.reason is not None)
 
 
@@ -42,7 +44,7 @@ def test_teacher_computes_what_pytorch_computes(target: str, tiny_teacher: Artif
     made = row.load().export(tiny_teacher, tmp_path / f"teacher{row.suffix}", input_size=(32, 64))
     result = check_parity(tiny_teacher, made, threads=1)
     assert result.max_abs is not None
-    assert result.max_abs <= row.tolerance[Precision.FP32] * result.span
+    assert result.max_abs <= row.tolerance[Precision.FP32].largest * result.span
 
 
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.INT8])
@@ -104,6 +106,48 @@ def test_what_can_neither_run_nor_be_emulated_is_unknown_with_a_reason(
     assert (result.max_abs, result.passed, result.runtime, result.reason) == (None, None, None, "no runtime here")
     assert json.dumps(result.to_json())
     assert open_any(made.path) == (None, "no runtime here")
+
+
+def broken(model: Any, how: str) -> None:
+    """Change one layer of an INT8 graph: scale or zero point of its input, or two of its channels."""
+    from onnx import numpy_helper
+
+    held = {item.name: item for item in model.graph.initializer}
+    layer = next(node for node in model.graph.node if node.name == "decoder.0.0")
+    given, weight = (next(node for node in model.graph.node if name in node.output) for name in layer.input[:2])
+    node, place = {"scale": (given, 1), "zero point": (given, 2), "channels": (weight, 0)}[how]
+    value = numpy_helper.to_array(held[node.input[place]])
+    if how == "channels":
+        wrong = value[[1, 0, *range(2, len(value))]]
+    else:
+        wrong = np.asarray(value * np.float32(1.5) if how == "scale" else value + 16, value.dtype)
+    model.graph.initializer.append(numpy_helper.from_array(wrong, "wrong"))
+    node.input[place] = "wrong"
+
+
+@pytest.mark.parametrize("how", ["scale", "zero point", "channels"])
+def test_an_int8_graph_with_a_wrong_number_in_it_is_found(
+    how: str, exported: Exporter, tiny_student: Artifact, tmp_path: Path
+) -> None:
+    import onnx
+
+    honest = exported("onnx", Precision.INT8)
+    noise = parity(tiny_student, honest, threads=1).rms
+    model = onnx.load(honest.path)
+    broken(model, how)
+    path = tmp_path / "broken.onnx"
+    onnx.save(model, path)
+    record = {**honest.metadata["quantization"], "noise": noise}  # as the quantize stage writes it
+    metadata = {**honest.metadata, "quantization": record}
+    made = Artifact.create(
+        path, format="onnx", parent=tiny_student, precision=Precision.INT8, stages=honest.stages, metadata=metadata
+    )
+    result = parity(tiny_student, made, threads=1)
+    assert result.passed is False
+    assert result.rms_limit == pytest.approx(3 * noise)
+    assert result.max_abs < result.limit, "the largest error alone would not tell"
+    with_record = dataclasses.replace(honest, metadata=metadata)
+    assert parity(tiny_student, with_record, threads=1).passed
 
 
 def test_result_is_the_worst_error_of_all_photos(exported: Exporter, tiny_student: Artifact) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export.target import CheckedRunner, Target, check_feeds, timed_load
+from export.target import CheckedRunner, Target, Tolerance, check_feeds, timed_load
 from models.errors import ConfigError, InputSizeError, UnsupportedError, UsageError
 from models.spec import Precision, SizeRequirements, TensorSpec
 
@@ -21,7 +21,7 @@ TARGET = Target(
     precisions=(Precision.FP32,),
     devices=("cpu",),
     extra="",
-    tolerance={Precision.FP32: 0.1},
+    tolerance={Precision.FP32: Tolerance(0.1, 0.02)},
     module="export.torch_runner",
     options={"speed": "how fast"},
 )

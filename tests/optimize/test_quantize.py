@@ -52,6 +52,8 @@ def test_the_record_and_the_scores(result: Artifact) -> None:
     assert record is not None
     assert record.inputs().shape == (6, 1, 64, 64)
     assert record.float_layers == ()
+    assert record.noise is not None
+    assert 0 < record.noise < 1
     metadata = result.metadata
     layers = [row["layer"] for row in metadata["sensitivity"]]
     assert list(record.ranges) == layers
