@@ -71,6 +71,22 @@ def test_open_finds_photos_in_subfolders_in_a_fixed_order(folder: Path) -> None:
     assert [photo.shape for photo in photos] == [(48, 64, 3)] * 3
 
 
+def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "photos" / "inside", tmp_path / "elsewhere"
+    for place in (inside, outside):
+        place.mkdir(parents=True)
+        noise = np.random.default_rng(len(place.name)).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(place / "a.png")
+    try:
+        (inside.parent / "linked").symlink_to(outside, target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no links")
+    (inside.parent / "twice").symlink_to(outside, target_is_directory=True)
+    (inside / "loop").symlink_to(inside.parent, target_is_directory=True)
+    (outside / "back").symlink_to(outside, target_is_directory=True)
+    assert open_photos(inside.parent).names == ("inside/a.png", "linked/a.png")
+
+
 def test_open_lists_what_it_skips_with_reasons(folder: Path) -> None:
     (folder / "notes.txt").write_text("no photo")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
