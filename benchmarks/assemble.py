@@ -39,6 +39,7 @@ class Findings:
         machine: ``Machine.id``.
         threads: Threads of the engines.
         root: Folder that artifact names are relative to.
+        own_metrics: Names of the task's own metrics.
     """
 
     teacher: Artifact | None
@@ -52,6 +53,7 @@ class Findings:
     machine: str
     threads: int
     root: Path | None = None
+    own_metrics: Sequence[str] = ()
     interference: float | None = None
 
 
@@ -98,6 +100,8 @@ def _quality(scores: Scores | None, found: Findings, reasons: dict[str, str]) ->
     if scores is None or scores.error is not None:
         return {}
     values: dict[str, Any] = {name: scores.mean(name) for name in _MEANS}
+    values["own_metrics"] = {name: scores.mean(name) for name in found.own_metrics}
+    reasons.update({name: "not finite" for name, value in values["own_metrics"].items() if value is None})
     reasons.update(scores.missing)
     if found.teacher is None:
         reasons["lpips_vs_teacher"] = _NO_TEACHER

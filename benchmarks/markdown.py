@@ -65,6 +65,7 @@ def _headline(view: View) -> str:
 
 def _artifacts(view: View) -> str:
     header = ["artifact", "LPIPS", "net", "over teacher", "to teacher", "PSNR dB", "SSIM", "dE2000", "colour"]
+    header += view.own_metrics
     header += ["p50 ms", "p95 ms", "speedup", "photo to photo ms", "status"]
     rows = []
     for row in view.rows:
@@ -80,6 +81,7 @@ def _artifacts(view: View) -> str:
                 number(row.ssim, 4),
                 number(row.delta_e, 2),
                 number(row.colourfulness_ratio, 2),
+                *(number(row.own_metrics.get(name), 4) for name in view.own_metrics),
                 short(row.latency_p50_ms) + noisy,
                 short(row.latency_p95_ms),
                 times(row.speedup),

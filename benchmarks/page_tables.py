@@ -13,6 +13,7 @@ from benchmarks.walk import Step, Way
 _STATUS = {"measured": "ok", "built": "idle", "unsupported": "idle", "failed": "bad"}
 _SEEN = 5e-5  # what shows in four decimals
 _NOISY = "noisy: quartiles further apart than 10% of the median"
+_BEFORE_OWN = ("Colour", False)
 _COLUMNS = (
     ("LPIPS", False),
     ("+ teacher", False),
@@ -22,7 +23,7 @@ _COLUMNS = (
     ("SSIM", False),
     ("MS-SSIM", True),
     ("ΔE2000", True),
-    ("Colour", False),
+    _BEFORE_OWN,
     ("p50 ms", False),
     ("p95 ms", False),
     ("Speedup", False),
@@ -44,7 +45,7 @@ def status(word: str) -> str:
 
 def artifacts(view: View) -> str:
     """Write head and body of the table of artifacts; every second column waits for "all columns"."""
-    names = (("Artifact", False), *_COLUMNS, ("Status", False))
+    names = (("Artifact", False), *_columns(view), ("Status", False))
     head = (
         tag("th", tag("button", escape(name), type="button"), scope="col", class_="more" if more else None)
         for name, more in names
@@ -56,10 +57,16 @@ def _artifact(view: View, row: BenchmarkRow) -> str:
     words = tag("span", escape(row.stage_name), tag("small", escape(row.engine_name)))
     name = tag("div", marker(row.target, row.precision), words)
     cells = [tag("th", name, scope="row", data_v=row.label)]
-    for (_, more), (text, value) in zip(_COLUMNS, _values(view, row), strict=True):
+    for (_, more), (text, value) in zip(_columns(view), _values(view, row), strict=True):
         cells.append(tag("td", text, class_="more" if more else None, data_v="" if value is None else value))
     cells.append(tag("td", status(row.status), data_v=row.status, title=row.reason))
     return tag("tr", *cells, class_="teacher" if row.is_teacher else None)
+
+
+def _columns(view: View) -> list[tuple[str, bool]]:
+    """Return name, and whether it waits for "all columns", of each column."""
+    place = _COLUMNS.index(_BEFORE_OWN) + 1
+    return [*_COLUMNS[:place], *((name, False) for name in view.own_metrics), *_COLUMNS[place:]]
 
 
 def _values(view: View, row: BenchmarkRow) -> list[tuple[str, float | None]]:
@@ -77,6 +84,7 @@ def _values(view: View, row: BenchmarkRow) -> list[tuple[str, float | None]]:
         (number(row.ms_ssim, 4), row.ms_ssim),
         (number(row.delta_e, 2), row.delta_e),
         (number(row.colourfulness_ratio, 2), row.colourfulness_ratio),
+        *((number(row.own_metrics.get(name), 4), row.own_metrics.get(name)) for name in view.own_metrics),
         (short(row.latency_p50_ms) + noisy, row.latency_p50_ms),
         (short(row.latency_p95_ms), row.latency_p95_ms),
         (tag("b", times(row.speedup)), row.speedup),

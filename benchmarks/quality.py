@@ -16,12 +16,12 @@ from torch import Tensor
 
 from benchmarks import metrics
 from benchmarks.subject import Subject
-from models.errors import DataError, ExportError, PareError, explain
+from models.errors import DataError, ExportError, PareError, explain, unforeseen
 from models.photos import PhotoSet, centre_crop, to_batch
 from models.progress import NULL_PROGRESS, Progress
 
 if TYPE_CHECKING:
-    from models.tasks.base import Task
+    from models.tasks.base import Metric, Task
 
 TRUTH_METRICS: Mapping[str, str] = {
     "psnr_db": "psnr",
@@ -122,10 +122,13 @@ class Judge:
     Args:
         lpips_net: ``lite``, ``squeeze``, ``alex`` or ``vgg``.
         lpips_weights: Where the official weights are.
+        own: Metrics of the task's own, by name.
     """
 
-    def __init__(self, lpips_net: str = "lite", lpips_weights: Path | None = None) -> None:
-        self.net, self.weights = lpips_net, lpips_weights
+    def __init__(
+        self, lpips_net: str = "lite", lpips_weights: Path | None = None, own: Mapping[str, Metric] | None = None
+    ) -> None:
+        self.net, self.weights, self.own = lpips_net, lpips_weights, dict(own or {})
 
     def distance(self, preds: Tensor, target: Tensor) -> Tensor:
         """LPIPS (N,) of RGB (N, 3, H, W) in [0, 1]."""
@@ -149,6 +152,11 @@ class Judge:
                 scores.add(column, getattr(metrics, name)(preds, truth))
             except PareError as error:  # MS-SSIM of small photos
                 scores.missing[column] = str(error).removeprefix(f"{name}: ")
+        for name, metric in self.own.items():
+            try:
+                scores.add(name, metric(preds, truth))
+            except Exception as error:  # code of the user's may raise anything
+                scores.missing[name] = unforeseen(error)
         for column, image in (("colourfulness", preds), ("colourfulness_of_truth", truth)):
             scores.add(column, (image.amax(dim=1) - image.amin(dim=1)).mean(dim=(1, 2)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from models.errors import ConfigError, explain, nearest
@@ -70,6 +70,7 @@ class BenchmarkRow:
         ms_ssim: To the ground truth.
         delta_e: CIEDE2000 to the ground truth.
         colourfulness_ratio: Mean colourfulness over that of the ground truth.
+        own_metrics: Means of the task's own metrics, by name; None where one is unknown.
         latency_p50_ms: Median of one call of the engine.
         latency_p95_ms: 95th percentile.
         latency_is_noisy: Quartiles further apart than 10% of the median.
@@ -124,6 +125,7 @@ class BenchmarkRow:
     ms_ssim: float | None = None
     delta_e: float | None = None
     colourfulness_ratio: float | None = None
+    own_metrics: Mapping[str, float | None] = field(default_factory=dict)
     latency_p50_ms: float | None = None
     latency_p95_ms: float | None = None
     latency_is_noisy: bool | None = None
@@ -220,13 +222,14 @@ class BenchmarkRow:
         Raises:
             ConfigError: A field is unknown, missing or out of range.
         """
-        known = {field.name: field for field in fields(cls)}
+        known = {item.name: item for item in fields(cls)}
         for name in content:
             if name not in known:
                 close = nearest(name, known)
                 fix = f"use {close!r}" if close else "remove it, or use the version of Pare that wrote it"
                 raise ConfigError(explain("row", expected="the fields of BenchmarkRow", got=repr(name), fix=fix))
-        lacking = [name for name, field in known.items() if field.default is MISSING and name not in content]
+        needed = [item.name for item in known.values() if item.default is item.default_factory is MISSING]
+        lacking = [name for name in needed if name not in content]
         if lacking:
             raise ConfigError(explain("row", expected=", ".join(lacking), got="nothing", fix="measure it again"))
         values = dict(content)

@@ -130,6 +130,7 @@ class _Contest:
             machine=self.machine.id,
             threads=self.settings.threads or 1,
             root=root,
+            own_metrics=tuple(self.task.own_metrics()),
         )
         rows = {contestant.name: build_row(contestant, found) for contestant in contestants}
         pictures = self._pictures(contestants, rows, scores)
@@ -158,7 +159,7 @@ class _Contest:
         )
 
     def _judge(self, contestants: list[Contestant], teacher: Artifact | None) -> dict[str, Scores]:
-        judge = Judge(self.settings.lpips_net, self.settings.lpips_weights)
+        judge = Judge(self.settings.lpips_net, self.settings.lpips_weights, self.task.own_metrics())
         able = {c.name: c for c in contestants if c.runner is not None}
         reference = next((name for name, c in able.items() if c.artifact is teacher), None)
         subjects = {name: c.subject for name, c in able.items()}
@@ -219,7 +220,7 @@ class _Contest:
             for name, row in rows.items()
             if name in found.scores and row.distance is not None and (times := found.scores[name].infer_ms)
         }
-        baseline = {name: idle.mean(name) for name in ("lpips", "psnr_db", "ssim", "delta_e")}
+        baseline = {name: idle.mean(name) for name in ("lpips", "psnr_db", "ssim", "delta_e", *self.task.own_metrics())}
         if baseline["lpips"] is None:
             baseline["lpips"] = idle.mean("lpips_vs_teacher")
         skipped = [{"photo": s.path.name, "reason": s.reason} for s in getattr(self.photos.source, "skipped", [])]

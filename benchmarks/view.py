@@ -100,6 +100,11 @@ class View:
         return row.distance - teacher.distance
 
     @property
+    def own_metrics(self) -> list[str]:
+        """Names of the task's own metrics, in the order of the rows."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.own_metrics))
+
+    @property
     def headline(self) -> Headline | None:
         """The artifact to show first, or None where nothing compares with a teacher."""
         found = []

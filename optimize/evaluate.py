@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from models.photos import PhotoSet
-    from models.tasks.base import Task
+    from models.tasks.base import Metric, Task
 
 
 #: PSNR of pictures that are the same, dB.
@@ -86,8 +86,8 @@ def evaluate(
 
     Returns:
         ``lpips``, ``lpips_do_nothing`` (the task's baseline), ``lpips_ratio`` of both, ``psnr_db`` and
-        ``psnr_db_do_nothing`` (100: the same pictures), and ``colourfulness_ratio`` (mean max - min of RGB over
-        the truth's), each a mean over photos.
+        ``psnr_db_do_nothing`` (100: the same pictures), ``colourfulness_ratio`` (mean max - min of RGB over
+        the truth's), and the task's own metrics by their names, each a mean over photos.
     """
     rendered = render_all(net, task, rgb, batch_size=batch_size)
     truth, idle = (of(task, rgb, batch_size=batch_size) for of in (truth_all, idle_all))
@@ -100,7 +100,13 @@ def evaluate(
         "psnr_db": float(psnr(rendered, truth).clamp_max(_SAME_DB).mean()),
         "psnr_db_do_nothing": float(psnr(idle, truth).clamp_max(_SAME_DB).mean()),
         "colourfulness_ratio": float(_spread(rendered) / _spread(truth).clamp_min(1e-6)),
+        **{name: _mean(metric, rendered, truth, batch_size) for name, metric in task.own_metrics().items()},
     }
+
+
+def _mean(metric: Metric, rendered: Tensor, truth: Tensor, batch_size: int) -> float:
+    pairs = zip(rendered.split(batch_size), truth.split(batch_size), strict=True)
+    return float(torch.cat([metric(*pair) for pair in pairs]).float().mean())
 
 
 def _spread(rgb: Tensor) -> Tensor:

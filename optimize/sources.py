@@ -251,7 +251,7 @@ def check_input(artifact: Artifact, photos: PhotoSet, input_size: tuple[int, int
         UnknownNameError: The task names a metric that does not exist.
     """
     task = get_task(artifact.task)
-    if unknown := [name for name in task.metrics if name not in METRICS]:
+    if unknown := [name for name in task.metrics if isinstance(name, str) and name not in METRICS]:
         raise UnknownNameError(f"metric of task {artifact.task}", unknown[0], METRICS)
     spec = get_spec(artifact.model, task=artifact.task)
     with running_users_code(f"task {artifact.task}", expected="a prepare that takes a photo"):
@@ -282,6 +282,28 @@ def _check_picture(task: Task, inputs: Tensor, name: str) -> None:
     low, high = float(picture.min()), float(picture.max())
     if not (low >= -_SLACK and high <= 1 + _SLACK):
         raise ConfigError(explain(what, expected="values in [0, 1]", got=f"{low:.3g} to {high:.3g}", fix=fix))
+    _check_own_metrics(task, picture, name)
+
+
+def _check_own_metrics(task: Task, picture: Tensor, name: str) -> None:
+    """Call each metric of the task's own on a picture (1, 3, H, W) and itself."""
+    import torch
+
+    own = task.own_metrics()
+    expected = "names of their own, of letters, digits and _"
+    fix = "name each function, and none as a metric or score of Pare's"
+    if len(own) < sum(not isinstance(metric, str) for metric in task.metrics):
+        raise ConfigError(explain(f"metrics of task {name}", expected=expected, got="one name twice", fix=fix))
+    for title, metric in own.items():
+        what = f"metric {title} of task {name}"
+        if not title.isidentifier() or title in METRICS or title.startswith(("lpips", "psnr", "colourfulness")):
+            raise ConfigError(explain(what, expected=expected, got=repr(title), fix=fix))
+        with running_users_code(what, expected="a function (preds, target) of RGB (N, 3, H, W) in [0, 1]"):
+            value = metric(picture, picture)
+        got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+        if got != (1,):
+            fix = "return a number a picture, for example (preds - target).abs().mean((1, 2, 3))"
+            raise ConfigError(explain(what, expected="a tensor of shape (1,) for one picture", got=got, fix=fix))
 
 
 def _several(answer: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.photos import PhotoSet
+
+    Metric = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Task(ABC):
         name: Registry name.
         inputs: Tensors that the network takes.
         outputs: Tensors that it gives.
-        metrics: Names of the metrics that matter, of ``benchmarks.metrics``, the most important one first.
+        metrics: The metrics that matter, the most important one first: names of ``benchmarks.metrics``, and functions
+            of your own (preds, target) -> (N,) of RGB (N, 3, H, W) in [0, 1], which scores and reports show by name.
         output_scale: Output units of one step that a person can see; losses divide by it.
         do_nothing: What the do-nothing baseline is, in words.
         paired: ``prepare`` also takes what ``open_pairs`` finds; unless that is overridden, pairs (N, 6, H, W): the
@@ -56,7 +59,7 @@ class Task(ABC):
     name: ClassVar[str]
     inputs: ClassVar[tuple[TensorSpec, ...]]
     outputs: ClassVar[tuple[TensorSpec, ...]]
-    metrics: ClassVar[tuple[str, ...]] = ("lpips", "psnr", "ssim", "delta_e")
+    metrics: ClassVar[tuple[str | Metric, ...]] = ("lpips", "psnr", "ssim", "delta_e")
     output_scale: ClassVar[float] = 1.0
     do_nothing: ClassVar[str] = "the input, unchanged"
     paired: ClassVar[bool] = False
@@ -74,6 +77,11 @@ class Task(ABC):
         Control values follow the image channels of the input (``models.controls.pack``). What is random is drawn from
         a photo's content, so that the same photo gives the same input again.
         """
+
+    def own_metrics(self) -> dict[str, Metric]:
+        """Return the functions among ``metrics`` by name: that of the function, or of the class of a module."""
+        own = [metric for metric in self.metrics if not isinstance(metric, str)]
+        return {getattr(metric, "__name__", type(metric).__name__): metric for metric in own}
 
     def open_pairs(self, folder: str | Path) -> PhotoSet:
         """Open a folder with ``input/`` and ``target/``, where the task is ``paired``.

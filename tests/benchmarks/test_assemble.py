@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from benchmarks.assemble import Findings, build_row, count_costs, relative_name,
 from benchmarks.contest import Contestant, name_of
 from benchmarks.cost import Cost
 from benchmarks.quality import Photos, Scores
+from benchmarks.row import BenchmarkRow
 from benchmarks.timing import Measurement
 from models.artifact import Artifact
 
@@ -32,6 +34,25 @@ def findings(teacher: Artifact | None, photos: np.ndarray[Any, Any], **more: Any
         "threads": 2,
     }
     return Findings(**{**values, **more})
+
+
+def test_metrics_of_a_task_of_its_own_are_in_the_row_or_say_why_not(
+    photos: np.ndarray[Any, Any], tiny_teacher: Artifact
+) -> None:
+    scores = Scores(values={"lpips": [0.1] * 3, "edges": [1.0, 2.0, 3.0], "odd": [1.0, float("inf"), 1.0]})
+    found = findings(
+        tiny_teacher,
+        photos,
+        scores={name_of(tiny_teacher, "cpu"): scores},
+        costs={tiny_teacher.sha256: "not counted"},
+        own_metrics=("edges", "odd"),
+    )
+    contestant = Contestant(tiny_teacher, "cpu", status="built", reasons={"latency": "not timed"})
+    row = build_row(contestant, found)
+    assert row.own_metrics == {"edges": 2.0, "odd": None}
+    assert "odd: not finite" in str(row.reason)
+    assert "edges" not in str(row.reason)
+    assert BenchmarkRow.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
 def test_stages(tiny_teacher: Artifact) -> None:

@@ -88,6 +88,23 @@ def test_one_that_fails_does_not_stop_the_others(photos: np.ndarray[Any, Any], l
     assert "lpips_vs_teacher" not in scores["truth"].values
 
 
+def test_metrics_of_a_task_of_its_own(photos: np.ndarray[Any, Any], lite_weights: Path) -> None:
+    def brightness(preds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (preds - target).mean((1, 2, 3)).abs()
+
+    def broken(preds: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        raise KeyError("edges")
+
+    shown = Photos.of(photos, (64, 64), limit=None)
+    able = {"dark": Subject(lambda inputs: np.zeros((1, 2, 64, 64), np.float32)), "truth": truth_of(shown)}
+    judge = Judge("lite", lite_weights, {"brightness": brightness, "broken": broken})
+    scores = evaluate(able, TASK, shown, judge, teacher=None)
+    assert scores["truth"].values["brightness"] == pytest.approx([0, 0, 0], abs=1e-5)
+    assert len(scores["dark"].values["brightness"]) == 3
+    assert min(scores["dark"].values["brightness"]) > 1e-4
+    assert scores["dark"].missing["broken"] == "KeyError: 'edges'"
+
+
 def test_a_mean_that_is_not_finite_is_unknown() -> None:
     scores = Scores()
     scores.add("psnr_db", torch.tensor([30.0, math.inf]))

@@ -89,6 +89,30 @@ class Large(nn.Module):
         return nn.functional.interpolate(x, scale_factor=2)
 
 """
+METRICS = """
+import torch
+from models.tasks.image import Image
+
+
+def darkening(preds, target):
+    return (target - preds).mean((1, 2, 3))
+
+
+def one_number(preds, target):
+    return (target - preds).mean()
+
+
+class Darkening(Image):
+    metrics = ("lpips", darkening)
+
+
+class OneNumber(Image):
+    metrics = (one_number,)
+
+
+class Unnamed(Image):
+    metrics = (lambda preds, target: preds.mean((1, 2, 3)),)
+"""
 RECIPE = """
 stages: [distill, prune, quantize]
 distill:
@@ -115,6 +139,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         waves = [np.sin(rows * (index + 2) + phase) * np.cos(columns * (9 - index) - phase) for phase in (0, 1, 2)]
         Image.fromarray((127 + 120 * np.stack(waves, -1)).astype(np.uint8)).save(folder / "photos" / f"{index}.png")
     (folder / "own.py").write_text(OWN, encoding="utf-8")
+    (folder / "metrics.py").write_text(METRICS, encoding="utf-8")
     (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
     torch.manual_seed(0)
     net = load_object(f"{folder / 'own.py'}:restyle")()
@@ -161,6 +186,13 @@ def test_one_stage_says_what_is_wrong(
             2,
             "a prepare that takes a photo, got Attr",
         ),
+        (
+            f"{folder / 'own.py'}:restyle",
+            f"{folder / 'metrics.py'}:OneNumber",
+            2,
+            "expected a tensor of shape (1,) for",
+        ),
+        (f"{folder / 'own.py'}:restyle", f"{folder / 'metrics.py'}:Unnamed", 2, "got '<lambda>'; fix: name each"),
         (f"{folder / 'odd.py'}:Two", "image", 1, "fix: write a small module around it whose forward takes one tensor"),
         (f"{folder / 'odd.py'}:Large", "image", 1, 'that says so in its outputs: ("N", 3, "2H", "2W")'),
     ):
@@ -204,7 +236,8 @@ def test_the_teacher_is_the_truth_from_distillation_to_report(
     argv = (
         f"run --config {folder / 'recipe.yaml'} --teacher {folder / 'own.py'}:restyle --weights {folder / 'net.pth'} "
     )
-    argv += f"--task image --student {student} --data {folder / 'photos'} -o {tmp_path / 'run'} -q --json"
+    task = "image" if student == "image_unet" else f"{folder / 'metrics.py'}:Darkening"
+    argv += f"--task {task} --student {student} --data {folder / 'photos'} -o {tmp_path / 'run'} -q --json"
     extra = ["--set", "distill.narrow=0.5"] if student == "teacher" else []
     assert main([*argv.split(), *extra]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -225,5 +258,10 @@ def test_the_teacher_is_the_truth_from_distillation_to_report(
     if student == "teacher":
         assert small < 0.7 * whole
     scores = json.loads((tmp_path / "run/stages/00-teacher/scores.json").read_text())["scores"]
+    if student == "teacher":  # whose task has a metric of its own, in the scores of each stage and in the report
+        assert scores["darkening"] == pytest.approx(0, abs=1e-6)
+        assert abs(int8["own_metrics"]["darkening"]) > 1e-4
+        assert "| darkening |" in (tmp_path / "run/report/report.md").read_text()
+        assert ">darkening<" in (tmp_path / "run/report/index.html").read_text()
     assert scores["lpips_to"] == "teacher"
     assert scores["psnr_db"] == 100
