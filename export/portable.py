@@ -55,8 +55,17 @@ def _cut(x: Tensor, axis: int, part: slice) -> Tensor:
 
 
 def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
-    """Circular padding: slices of the other side, one dimension after the other."""
-    if mode != "circular" or _is_open(*pad) or min(pad) < 0:
+    """Circular padding: slices of the other side, one dimension after the other. Less than none: a slice."""
+    if _is_open(*pad):
+        return NotImplemented
+    if min(pad) < 0 and mode != "circular":
+        for place in range(len(pad) // 2):
+            axis = x.ndim - 1 - place
+            first, last = max(-pad[2 * place], 0), max(-pad[2 * place + 1], 0)
+            x = _cut(x, axis, slice(first, -last if last else None)) if first or last else x
+        rest = [max(count, 0) for count in pad]
+        return functional.pad(x, rest, mode, value) if any(rest) else x
+    if mode != "circular" or min(pad) < 0:
         return NotImplemented
     for place in range(len(pad) // 2):
         axis, before, after = x.ndim - 1 - place, pad[2 * place], pad[2 * place + 1]

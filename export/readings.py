@@ -4,6 +4,8 @@ A trace holds what was read for ever. That is right for a value that the input h
 size), and wrong for any other: the file would hold one answer, or one branch. ``torch.export`` stumbles over the
 first kind too. So the network runs once, what each tensor comes from is followed through the operators, and the trace
 gets numbers for the first kind, and where it can be, tensors in place of numbers for the second.
+
+Weights that a network computes from others and stores with ``.data =`` (SPAN) are stored in that run, and stay.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ _READS = frozenset(
         *("__contains__", "is_nonzero", "equal", "allclose"),
     )
 )
+_DATA: Any = Tensor.data
+_STORE = _DATA.__set__
 _SHAPE_ONLY = frozenset(f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")) | frozenset(
     f"new_{kind}" for kind in ("zeros", "ones", "empty", "empty_strided", "full")
 )
@@ -46,7 +50,7 @@ class Reading:
 
     Attributes:
         layer: Torch module whose code did; "" is the network's own ``forward``.
-        function: What it called.
+        function: What it called; ``data``: it stored a weight.
         value: What it got.
         dependent: The value depends on the input.
     """
@@ -104,6 +108,7 @@ class _Reader(TorchFunctionMode):
     def __init__(self, net: nn.Module, origins: _Origins) -> None:
         super().__init__()
         self.found: list[Reading] = []
+        self.stored: list[Reading] = []
         self._origins, self._running = origins, RunningModule(net)
 
     def close(self) -> None:
@@ -115,14 +120,16 @@ class _Reader(TorchFunctionMode):
         if name == "tolist":
             return _listed(args[0], lambda x: self.__torch_function__(Tensor.item, types, (x,)))
         value = func(*args, **(kwargs or {}))
+        if func == _STORE:
+            self.stored.append(Reading(self._running.name, "data", None, self._origins.depends(args[1])))
         if name not in _READS:
             return value
         self.found.append(Reading(self._running.name, name, copy.copy(value), self._origins.depends(args)))
         return args[0].reshape(()) if self.found[-1].late else value
 
 
-def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> list[Reading]:
-    """Run ``net`` on ``samples`` once and return what its Python code reads, in order."""
+def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> tuple[list[Reading], list[Reading]]:
+    """Run ``net`` on ``samples`` once and return what its Python code reads, in order, and the weights it stores."""
     fresh = [sample.clone() for sample in samples]
     origins = _Origins(fresh)
     reader = _Reader(net, origins)
@@ -131,7 +138,7 @@ def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> list[Reading]:
             net(*fresh)
     finally:
         reader.close()
-    return reader.found
+    return reader.found, reader.stored
 
 
 class Readings(TorchFunctionMode):
@@ -144,7 +151,7 @@ class Readings(TorchFunctionMode):
 
     def __init__(self, net: nn.Module, samples: Sequence[Tensor]) -> None:
         super().__init__()
-        self.found = readings_of(net, samples)
+        self.found, self.stored = readings_of(net, samples)
         self._net, self._place = net, 0
 
     def refuse(self) -> None:
@@ -153,7 +160,10 @@ class Readings(TorchFunctionMode):
         Raises:
             ExportError: Python code needs a number that depends on the input; its layer is named.
         """
-        reading = next((item for item in self.found if item.dependent and not item.late), None)
+        self._refuse([item for item in self.found if not item.late])
+
+    def _refuse(self, readings: Sequence[Reading]) -> None:
+        reading = next((item for item in readings if item.dependent), None)
         if reading is not None:
             layer = f"layer {reading.layer or 'the network itself'}"
             got = f"Python code decides by the values of a tensor ({reading.function.strip('_')})"
@@ -161,13 +171,19 @@ class Readings(TorchFunctionMode):
             raise ExportError(explain(layer, expected="operators alone between input and output", got=got, fix=fix))
 
     def __enter__(self) -> Readings:
+        self._refuse(self.stored)
         self._hook = self._net.register_forward_pre_hook(self._rewind)
+        if self.stored:
+            # torch.export would leave values without numbers in the network, which crashes PyTorch.
+            Tensor.data = property(Tensor.detach, lambda weight, value: None)  # type: ignore[assignment, method-assign]
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._hook.remove()
         super().__exit__(*error)
+        if self.stored:
+            del Tensor.data
+        self._hook.remove()
 
     def _rewind(self, *_: Any) -> None:
         self._place = 0

@@ -192,6 +192,8 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
                 optimize=True,
                 verbose=False,
             )
+    except ExportError:
+        raise
     except Exception as error:  # the exporter raises its own and torch's exceptions
         fix = (
             "export with a fixed size (without --dynamic)" if dynamic else "see the message; write the layer otherwise"

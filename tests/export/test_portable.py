@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from export.fourier import Spectrum
 from export.parity import check_parity
@@ -50,6 +51,32 @@ def test_circular_padding(pad: tuple[int, ...], image: Tensor) -> None:
         return F.pad(x, pad, mode="circular")
 
     assert torch.equal(rewritten(circular, image), circular(image))
+
+
+@pytest.mark.parametrize("how", [("constant", 0.5), ("reflect", None), ("replicate", None)], ids=str)
+@pytest.mark.parametrize("pad", [(-1, 2, 3, -4), (-2, -2, -1, -1), (0, 0, 0, -3)], ids=str)
+def test_padding_by_less_than_nothing_is_a_crop(
+    pad: tuple[int, ...], how: tuple[str, float | None], image: Tensor
+) -> None:
+    def padded(x: Tensor) -> Tensor:
+        return F.pad(x, pad, *how)
+
+    expected = F.pad(
+        image[..., max(-pad[2], 0) : 12 + min(pad[3], 0), max(-pad[0], 0) : 15 + min(pad[1], 0)],
+        [max(side, 0) for side in pad],
+        *how,
+    )
+    assert torch.equal(rewritten(padded, image), expected)
+    seen: list[Any] = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.extend(args[1] if func is F.pad else [])
+            return func(*args, **(kwargs or {}))
+
+    with Seen(), Portable():
+        padded(image)
+    assert min(seen, default=0) >= 0
 
 
 def test_an_instance_norm_with_running_statistics_uses_them(image: Tensor) -> None:

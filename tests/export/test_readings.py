@@ -68,6 +68,26 @@ class Sum(Reads):
         return F.relu(x) * float(x.detach().numpy().mean())
 
 
+class Stored(Reads):
+    """Computes a weight from others at each call, as SPAN does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joint = nn.Conv2d(3, 3, 1)
+
+    def read(self, x: Tensor) -> Tensor:
+        self.joint.weight.data = (self.weights(x)[:, :, None, None] * 2).contiguous()
+        return self.joint(x)
+
+    def weights(self, x: Tensor) -> Tensor:
+        return self.conv.weight.data[:, :, 0, 0].clone()
+
+
+class Drawn(Stored):
+    def weights(self, x: Tensor) -> Tensor:
+        return torch.diag(x.mean((0, 2, 3)))
+
+
 def save(net: type[nn.Module], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     """Save a network of the class ``net`` as one of a user's own."""
     module = types.ModuleType("reading_networks")
@@ -81,7 +101,7 @@ PHOTOS = [random_photo((32, 32), seed=seed) * gain for seed, gain in ((0, 1.0), 
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
-@pytest.mark.parametrize("net", [Constants, Numbers])
+@pytest.mark.parametrize("net", [Constants, Numbers, Stored])
 def test_constants_and_numbers_that_only_enter_arithmetic_convert(
     net: type[nn.Module], target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,8 +123,20 @@ def test_core_ml_does_not_hold_one_answer_for_ever(
         )
 
 
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_weights_that_the_input_decides_are_refused(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip({"coreml": "coremltools"}.get(target, target))
+    row, source = get_target(target), save(Drawn, tmp_path, monkeypatch)
+    with pytest.raises(ExportError, match=r"layer 1: .* decides by the values of a tensor \(data\); fix: "):
+        row.load().export(source, tmp_path / f"n{row.suffix}", precision=Precision.FP32, input_size=(32, 32))
+    assert isinstance(torch.ones(2).data, Tensor)
+    assert "data" not in vars(Tensor)
+
+
 def test_what_the_input_has_a_part_in() -> None:
-    found = readings_of(nn.Sequential(Constants(), Numbers(), Branch()), [torch.rand(1, 3, 8, 8)])
+    found, stored = readings_of(nn.Sequential(Constants(), Numbers(), Branch()), [torch.rand(1, 3, 8, 8)])
     told = [(item.layer, item.function, item.dependent, item.late) for item in found]
     assert told == [
         *[("0", "item", False, False)] * 3,
@@ -115,4 +147,5 @@ def test_what_the_input_has_a_part_in() -> None:
         *[("1", "item", True, True)] * 4,
         ("2", "__bool__", True, False),
     ]
+    assert not stored
     assert [item.value for item in found[:3]] == [2, 1, 0]
