@@ -28,11 +28,11 @@ from export import open_runner
 from export.parity import open_any
 from models.artifact import Artifact, write_json
 from models.controls import graph_feeds
-from models.dni import load_at_levels
 from models.errors import UnsupportedError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec, get_task
 from models.spec import Precision
+from models.two_ends import load_at_levels
 
 if TYPE_CHECKING:
     from export.target import Runner

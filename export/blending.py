@@ -19,7 +19,7 @@ def blended(artifact: Artifact, values: Mapping[str, float], output: Path) -> Ar
 
     Args:
         artifact: ``torch`` artifact: one whose sidecar names the two ends of a blend (``optimize train`` of a network
-            that blends), or one with a level that can be folded into its weights (AdaFM, FTN).
+            that blends), or one whose network folds a level into its weights (``models.fixed_level``).
         values: {name of the control: its value}; one control.
         output: What will be exported; the network is ``<stem>.<name>-<value>.safetensors`` beside it.
 
@@ -61,7 +61,7 @@ def _between(artifact: Artifact, name: str, value: float) -> tuple[nn.Module, st
         fix = "blend what `optimize train` wrote, and go on from there"
         got = "an artifact without them"
         raise UnsupportedError(explain(f"blend of {artifact.path.name}", expected="its two ends", got=got, fix=fix))
-    from models.dni import blend
+    from models.two_ends import blend
 
     start, end = (read_tensors(artifact.path.with_name(str(note[key]))) for key in ("start", "end"))
     net = load_network(artifact)
@@ -71,9 +71,6 @@ def _between(artifact: Artifact, name: str, value: float) -> tuple[nn.Module, st
 
 def _folded(artifact: Artifact, name: str, value: float) -> tuple[nn.Module, str, dict[str, Any]]:
     """Return the plain network of one level, its model and its factory arguments."""
-    from models.fixed_level import MODEL, fix_level
+    from models.fixed_level import fix_level
 
-    given = {**get_spec(artifact.model).defaults, **artifact.model_kwargs}
-    sizes: dict[str, Any] = {key: given[key] for key in ("width", "depth") if key in given}
-    net = fix_level(load_network(artifact), value, **sizes)
-    return net, MODEL, {**sizes, "alpha": value}
+    return fix_level(load_network(artifact), value)

@@ -12,9 +12,13 @@ hejingwenhejingwen/AdaFM.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from models.controls import spread, unpack
+from models.dni import plain_of
+from models.errors import UnsupportedError, explain
+from models.fixed_level import Fixed
 from models.residual_denoiser import ResidualDenoiser, Tunable
 
 
@@ -54,6 +58,30 @@ class AdaFM(ResidualDenoiser):
     def tuning_parameters(self) -> list[nn.Parameter]:
         """Return what the second step of the training changes."""
         return [p for layer in self.modules() if isinstance(layer, AdaptiveFM) for p in layer.parameters()]
+
+    @torch.no_grad()
+    def at_level(self, level: float) -> Fixed:
+        """Return the plain network of one level: gain and offset of a channel go into the convolution before them.
+
+        Raises:
+            UnsupportedError: The modification reaches over neighbours.
+        """
+        state: dict[str, Tensor] = {}
+        before = ""
+        for name, layer in self.named_modules():
+            if isinstance(layer, AdaptiveFM):
+                if layer.kernel_size > 1:
+                    got, fix = f"kernels of {layer.kernel_size}", "export it with the level as an input"
+                    raise UnsupportedError(explain("fixed level", expected="AdaFM of kernel size 1", got=got, fix=fix))
+                gain, shift = 1 + level * layer.transformer.weight.flatten(), layer.transformer.bias
+                assert shift is not None
+                state[f"{before}.weight"] = state[f"{before}.weight"] * gain[:, None, None, None]
+                state[f"{before}.bias"] = state[f"{before}.bias"] * gain + level * shift
+            elif isinstance(layer, nn.Conv2d) and not name.endswith(".transformer"):
+                assert layer.bias is not None
+                state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight.clone(), layer.bias.clone()
+                before = name
+        return plain_of(self, state, level)
 
     def forward(self, input: Tensor, level: Tensor | None = None) -> Tensor:
         """Image (N, 3, H, W) and level (N,) or (1,), or both packed (N, 4, H, W) -> (N, 3, H, W); H and W even."""

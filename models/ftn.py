@@ -4,7 +4,7 @@ A filter transition network, two grouped 1x1 convolutions with a PReLU between, 
 the end level; it starts as the identity. A kernel between is ``(1 - level) * start + level * end``, and a convolution
 is linear in its kernel, so the graph computes ``start(x) + level * change(x)`` with ``change = end - start``: exact,
 and with constant kernels, which every engine and INT8 take. Where the level is known at export, both kernels are one
-(``models.fixed_level``), at the cost of the plain network.
+(``at_level``), at the cost of the plain network.
 
 Training in two steps: the network at the start level, then the transition alone at the end level. After that the
 transition is applied once (``finished``), and what ships are plain convolutions. The paper moves kernels; the change
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.controls import spread, unpack
+from models.dni import plain_of
 from models.errors import ConfigError, explain
+from models.fixed_level import Fixed
 from models.residual_denoiser import ResidualDenoiser, Tunable
 
 
@@ -119,6 +121,23 @@ class FTN(ResidualDenoiser):
                 state[f"{name}.change.weight"], state[f"{name}.change.bias"] = kernel.clone(), offset.clone()
         other.load_state_dict(state)
         return other.eval(), kwargs
+
+    @torch.no_grad()
+    def at_level(self, level: float) -> Fixed:
+        """Return the plain network of one level: both kernels are one. Half of the multiply-adds in the blocks."""
+        state: dict[str, Tensor] = {}
+        moved = {name: layer for name, layer in self.named_modules() if isinstance(layer, TransitionConv)}
+        for name, layer in moved.items():
+            kernel, offset = layer.end_change()
+            assert layer.conv.bias is not None
+            state[f"{name}.weight"] = layer.conv.weight + level * kernel
+            state[f"{name}.bias"] = layer.conv.bias + level * offset
+        inside = tuple(f"{name}." for name in moved)
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Conv2d) and not name.startswith(inside):
+                assert layer.bias is not None
+                state[f"{name}.weight"], state[f"{name}.bias"] = layer.weight.clone(), layer.bias.clone()
+        return plain_of(self, state, level)
 
     def forward(self, input: Tensor, level: Tensor | None = None) -> Tensor:
         """Image (N, 3, H, W) and level (N,) or (1,), or both packed (N, 4, H, W) -> (N, 3, H, W); H and W even."""

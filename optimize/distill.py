@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from benchmarks.metrics import LPIPS_NETS
 from models.artifact import Artifact, save_network
-from models.dni import load_at_levels
 from models.errors import ConfigError, UnknownNameError, UnsupportedError, explain
 from models.registry import WEIGHTS, create_model, get_spec, get_task, list_models, load_object
+from models.two_ends import load_at_levels
 from optimize.config import to_plain
 from optimize.crop_sizes import check_student, fitting
 from optimize.data import to_float

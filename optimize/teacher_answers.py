@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from export.quiet import quiet
 from export.readings import Readings
 from models.artifact import Artifact, write_json
-from models.dni import Between, load_at_levels
 from models.errors import RunFolderError, UnsupportedError, explain, require
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec, get_task
+from models.two_ends import Between, load_at_levels
 from optimize.data import PhotoCrops, to_float
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from benchmarks.metrics import LPIPS_NETS
 from models.artifact import Artifact, load_network, save_network, write_json
-from models.dni import at_levels
 from models.errors import ConfigError, UnknownNameError, explain
 from models.registry import create_model, get_spec, get_task
+from models.two_ends import at_levels
 from optimize.config import to_plain
 from optimize.data import PhotoCrops, to_float
 from optimize.evaluate import evaluate, load_photos

@@ -81,7 +81,7 @@ def finish(net: nn.Module, kwargs: Mapping[str, Any], path: Path) -> tuple[nn.Mo
     snapshot = path.with_name(SNAPSHOT)
     if not getattr(net, "blends", False) or not snapshot.exists():
         return net, dict(kwargs), {}
-    from models.dni import blend
+    from models.two_ends import blend
 
     ends = {"start": read_tensors(snapshot), "end": dict(net.state_dict())}
     files = {name: path.with_name(f"{path.stem}.{name}.safetensors") for name in ends}

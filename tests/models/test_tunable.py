@@ -11,11 +11,12 @@ import torch
 
 from models.adafm import AdaptiveFM, adafm
 from models.controls import pack
-from models.dni import blend, dni
+from models.dni import dni
 from models.errors import CheckpointError, ConfigError, UnsupportedError
-from models.fixed_level import fix_level
+from models.fixed_level import Fixed, fix_level
 from models.ftn import Transition, TransitionConv, ftn
 from models.registry import load_object
+from models.two_ends import blend
 
 FOLDER = Path(__file__).parent / "state_dicts"
 
@@ -83,18 +84,25 @@ def test_a_fixed_level_is_the_plain_network_that_computes_the_same(name: str, le
         net = net.finished()[0]
     image = torch.rand(2, 3, 16, 16)
     with torch.inference_mode():
-        plain = fix_level(net.eval(), level, width=8, depth=2)
+        plain, model, kwargs = fix_level(net.eval(), level)
         torch.testing.assert_close(plain(image), net(image, torch.tensor([level])), atol=1e-5, rtol=0)
     assert plain.state_dict().keys() == dni(8, 2).state_dict().keys()
+    assert (model, kwargs) == ("dni", {"width": 8, "depth": 2, "alpha": level})
 
 
 def test_what_cannot_be_fixed_is_said() -> None:
-    with pytest.raises(
-        UnsupportedError, match="fixed level: expected FTN, or AdaFM of kernel size 1, got kernels of 3"
-    ):
-        fix_level(adafm(8, 1, 3), 0.5, width=8, depth=1)
-    with pytest.raises(UnsupportedError, match="got DNI"):
-        fix_level(dni(8, 1), 0.5, width=8, depth=1)
+    with pytest.raises(UnsupportedError, match="fixed level: expected AdaFM of kernel size 1, got kernels of 3"):
+        fix_level(adafm(8, 1, 3), 0.5)
+    with pytest.raises(UnsupportedError, match=r"expected a network with at_level\(level\), got DNI; fix: export it"):
+        fix_level(dni(8, 1), 0.5)
+
+
+def test_a_network_of_a_users_own_can_be_fixed() -> None:
+    class Own(torch.nn.Linear):
+        def at_level(self, level: float) -> Fixed:
+            return Fixed(torch.nn.Identity(), "mine:plain", {"level": level})
+
+    assert fix_level(Own(1, 1), 0.5)[1:] == ("mine:plain", {"level": 0.5})
 
 
 def test_groups_must_divide_the_channels() -> None:

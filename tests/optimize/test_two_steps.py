@@ -11,9 +11,10 @@ import torch
 from export.blending import blended
 from models.artifact import Artifact, load_network, read_tensors, save_network
 from models.controls import pack
-from models.dni import DNI, load_at_levels
+from models.dni import DNI
 from models.errors import ConfigError, UnsupportedError, UsageError
 from models.registry import create_model, get_task
+from models.two_ends import load_at_levels
 from optimize.evaluate import evaluate, load_photos
 from optimize.loop import Fit, FitConfig, Phase
 from optimize.stage import StageContext
