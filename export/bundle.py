@@ -254,8 +254,8 @@ def _write_texts(
 def _check(artifact: Artifact, feeds: Mapping[str, Any], expected: Mapping[str, Any], **how: Any) -> Check:
     """Run the golden vectors through ``artifact``."""
     name = artifact.path.name
-    span = max(float(a.max()) for a in expected.values()) - min(float(a.min()) for a in expected.values())
-    limit, rms_limit = limits(artifact, span)
+    low, high = min(float(a.min()) for a in expected.values()), max(float(a.max()) for a in expected.values())
+    limit, rms_limit = limits(artifact, low, high)
     runner, reason = open_any(artifact.path, **how)
     if runner is None:
         return Check(name, "not run", limit=limit, rms_limit=rms_limit, reason=reason)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 #: An INT8 artifact may be so many times as far from FP32 as INT8 itself took the network when it was quantized, and has
 #: the tolerance of FP16 at least.
 NOISE_MARGIN = 3.0
+#: Largest error of rounding a value, as a share of it.
+_ROUNDING = {Precision.FP16: 2.0**-11, Precision.BF16: 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -119,15 +121,17 @@ def _photos(size: tuple[int, int], precision: Precision) -> list[Tensor]:
     return [random_photo(size, seed=seed) for seed in (0, 1)]
 
 
-def limits(artifact: Artifact, span: float) -> Tolerance:
+def limits(artifact: Artifact, low: float, high: float) -> Tolerance:
     """Return the errors against PyTorch FP32 that are allowed to ``artifact``, output units.
 
-    Those of its target and precision, as shares of ``span``. An INT8 artifact whose record says how far rounding takes
-    this network (``Quantization.noise``) may be ``NOISE_MARGIN`` times as far: networks differ by a factor of 100 in
-    that, and a wrong scale, zero point or channel is seen only against the noise of its own network.
+    The shares of its target and precision of the span of the outputs, ``low`` to ``high``, and no less than what rounding
+    the outputs alone takes. An INT8 artifact whose record says how far rounding takes this network
+    (``Quantization.noise``) may be ``NOISE_MARGIN`` times as far: networks differ by a factor of 100 in that, and a wrong
+    scale, zero point or channel is seen only against the noise of its own network.
     """
-    tolerance = get_target(artifact.format).tolerance
-    largest, rms = (share * span for share in tolerance[artifact.precision])
+    tolerance, span = get_target(artifact.format).tolerance, high - low
+    step = max(abs(low), abs(high)) * _ROUNDING.get(artifact.precision, 0.0)
+    largest, rms = (max(share * span, 2 * step) for share in tolerance[artifact.precision])
     noise = (artifact.metadata.get(METADATA_KEY) or {}).get("noise")
     contract = contract_in(artifact)
     rendered = is_picture(contract.outputs[0], get_task(contract.task).outputs[0])
@@ -189,8 +193,9 @@ def compare(
             errors.append(np.abs(got[name].astype(np.float64) - array).ravel())
             values.append(array.ravel())
     error, value = np.concatenate(errors), np.concatenate(values)
-    span, rms = float(value.max() - value.min()), float(np.sqrt(np.mean(error**2)))
-    limit, rms_limit = limits(artifact, span)
+    low, high, rms = float(value.min()), float(value.max()), float(np.sqrt(np.mean(error**2)))
+    span = high - low
+    limit, rms_limit = limits(artifact, low, high)
     return ParityResult(
         target=artifact.format,
         precision=artifact.precision.value,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import export
-from export.parity import check_parity, open_any, parity
+from export.parity import check_parity, limits, open_any, parity
 from export.registry import TARGETS, get_target, list_targets
 from models.artifact import Artifact
 from models.errors import ParityError, UnsupportedError
@@ -106,6 +106,13 @@ def test_what_can_neither_run_nor_be_emulated_is_unknown_with_a_reason(
     assert (result.max_abs, result.passed, result.runtime, result.reason) == (None, None, None, "no runtime here")
     assert json.dumps(result.to_json())
     assert open_any(made.path) == (None, "no runtime here")
+
+
+def test_rounding_the_outputs_alone_is_allowed(exported: Exporter) -> None:
+    half, single = exported("onnx", Precision.FP16), exported("onnx")
+    assert limits(half, -0.5, 0.5) == pytest.approx((0.02, 0.005))
+    assert limits(half, 0.88, 0.9) == pytest.approx((0.9 / 1024, 0.9 / 1024)), "halves near 0.9 are 1/2048 apart"
+    assert limits(single, 0.88, 0.9) == pytest.approx((2e-6, 5e-7))
 
 
 def broken(model: Any, how: str) -> None:

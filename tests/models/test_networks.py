@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import models
+from models.encoder_unet import IMAGENET_MEAN, IMAGENET_STD
 from models.errors import ConfigError
 from models.hdrnet import HDRNet, area_weights, slice_grid
 from models.norms import BiasFreeNorm2d, LayerNorm2d
@@ -213,3 +214,17 @@ def test_the_guide_is_the_curves_of_the_paper() -> None:
     )
     expected = guide.channel_mixing(curves).clamp(0, 1)
     torch.testing.assert_close(guide(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["unet_convnext", "unet_efficientnet_b4"])
+def test_published_encoders_read_what_they_were_trained_on(name: str, tiny_network: Maker) -> None:
+    net, size = tiny_network(name)
+    seen: list[torch.Tensor] = []
+    net.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    mean, deviation = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.inference_mode():
+        for value in (0.0, 1.0, -2.0):
+            net((mean + value * deviation).expand(1, 3, *size))
+    for value, given in zip((0.0, 1.0, -2.0), seen, strict=True):
+        torch.testing.assert_close(given, torch.full_like(given, value), atol=1e-6, rtol=0)
+    assert not any(key.startswith("stem") for key in net.state_dict()), "published names stay as they are"
