@@ -124,10 +124,10 @@ def _photos(size: tuple[int, int], precision: Precision) -> list[Tensor]:
 def limits(artifact: Artifact, low: float, high: float) -> Tolerance:
     """Return the errors against PyTorch FP32 that are allowed to ``artifact``, output units.
 
-    The shares of its target and precision of the span of the outputs, ``low`` to ``high``, and no less than what rounding
-    the outputs alone takes. An INT8 artifact whose record says how far rounding takes this network
-    (``Quantization.noise``) may be ``NOISE_MARGIN`` times as far: networks differ by a factor of 100 in that, and a wrong
-    scale, zero point or channel is seen only against the noise of its own network.
+    The shares of its target and precision of the span of the outputs, ``low`` to ``high``, and no less than what
+    rounding the outputs alone takes. An INT8 artifact whose record says how far rounding takes this network
+    (``Quantization.noise``) may be ``NOISE_MARGIN`` times as far: networks differ by a factor of 100 in that, and a
+    wrong scale, zero point or channel is seen only against the noise of its own network.
     """
     tolerance, span = get_target(artifact.format).tolerance, high - low
     step = max(abs(low), abs(high)) * _ROUNDING.get(artifact.precision, 0.0)
