@@ -154,6 +154,18 @@ def _listed(value: Any) -> list[int]:
     return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
+def _scatter(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Scatter a number in the type of the tensor: coremltools wants the same type, and makes whole numbers of 1."""
+
+    def run(x: Tensor, dim: int, index: Tensor, *args: Any, **kwargs: Any) -> Any:
+        value = args[0] if args else kwargs.get("value")
+        if type(value) is not int or not x.is_floating_point() or len(args) > 1:
+            return NotImplemented
+        return function(x, dim, index, float(value))
+
+    return run
+
+
 def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Any:
     """Euclidean distances through one product."""
     if p != 2:
@@ -178,6 +190,8 @@ BY_NAME: Mapping[str, Callable[..., Any]] = {
     "lerp": _lerp,
     "moveaxis": _move,
     "movedim": _move,
+    "scatter": _scatter(torch.scatter),
+    "scatter_": _scatter(Tensor.scatter_),
     "sort": _sort(torch.sort),
     "var_mean": _var_mean,
 }

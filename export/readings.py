@@ -11,17 +11,15 @@ Weights that a network computes from others and stores with ``.data =`` (SPAN) a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from export.origins import Origins
 from export.portable import Portable
 from models.errors import ExportError, explain
 from models.running_module import RunningModule
@@ -34,9 +32,6 @@ _READS = frozenset(
 )
 _DATA: Any = Tensor.data
 _STORE = _DATA.__set__
-_SHAPE_ONLY = frozenset(f"{kind}_like" for kind in ("zeros", "ones", "empty", "full", "rand", "randn")) | frozenset(
-    f"new_{kind}" for kind in ("zeros", "ones", "empty", "empty_strided", "full")
-)
 
 
 def _listed(x: Tensor, read: Callable[[Tensor], Any]) -> Any:
@@ -66,46 +61,10 @@ class Reading:
         return self.dependent and self.function == "item"
 
 
-class _Origins(TorchDispatchMode):
-    """Follows which storages depend on the input."""
-
-    def __init__(self, samples: Iterable[Tensor]) -> None:
-        super().__init__()
-        self._found: dict[int, StorageWeakRef] = {}
-        for sample in samples:
-            self._note(sample, True)
-
-    def depends(self, values: Any) -> bool:
-        """Tell whether a tensor in ``values`` (nested) depends on the input."""
-        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-        held = [self._found.get(tensor.untyped_storage()._cdata) for tensor in tensors]
-        return any(item is not None and not item.expired() for item in held)
-
-    def _note(self, tensor: Tensor, dependent: bool) -> None:
-        storage = tensor.untyped_storage()
-        if dependent:
-            self._found[storage._cdata] = StorageWeakRef(storage)
-        else:
-            self._found.pop(storage._cdata, None)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = dict(kwargs or {})
-        answer = func(*args, **given)
-        dependent = func.overloadpacket.__name__ not in _SHAPE_ONLY and self.depends((args, given))
-        for leaf in tree_leaves(answer):
-            if isinstance(leaf, Tensor):
-                self._note(leaf, dependent)
-        if dependent:
-            for argument, value in zip(func._schema.arguments, args, strict=False):
-                if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
-                    self._note(value, True)
-        return answer
-
-
 class _Reader(TorchFunctionMode):
     """Notes each reading of one forward pass."""
 
-    def __init__(self, net: nn.Module, origins: _Origins) -> None:
+    def __init__(self, net: nn.Module, origins: Origins) -> None:
         super().__init__()
         self.found: list[Reading] = []
         self.stored: list[Reading] = []
@@ -121,17 +80,17 @@ class _Reader(TorchFunctionMode):
             return _listed(args[0], lambda x: self.__torch_function__(Tensor.item, types, (x,)))
         value = func(*args, **(kwargs or {}))
         if func == _STORE:
-            self.stored.append(Reading(self._running.name, "data", None, self._origins.depends(args[1])))
+            self.stored.append(Reading(self._running.name, "data", None, self._origins.found.has(args[1])))
         if name not in _READS:
             return value
-        self.found.append(Reading(self._running.name, name, copy.copy(value), self._origins.depends(args)))
+        self.found.append(Reading(self._running.name, name, copy.copy(value), self._origins.found.has(args)))
         return args[0].reshape(()) if self.found[-1].late else value
 
 
 def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> tuple[list[Reading], list[Reading]]:
     """Run ``net`` on ``samples`` once and return what its Python code reads, in order, and the weights it stores."""
     fresh = [sample.clone() for sample in samples]
-    origins = _Origins(fresh)
+    origins = Origins(fresh)
     reader = _Reader(net, origins)
     try:
         with torch.no_grad(), reader, Portable(), origins:

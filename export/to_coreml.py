@@ -31,6 +31,7 @@ from export.coreml_quirks import repaired_converter
 from export.coreml_ranks import pipeline
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
+from export.origins import CannotFold, Constants
 from export.portable import Portable
 from export.readings import Readings
 from export.refusal import plain_functions, say_refusal
@@ -211,7 +212,7 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kep
         resizes = nullcontext() if contract.dynamic else ConstantResizes()
         with quiet_coremltools(), repaired_converter(), resizes:
             return tools.convert(
-                trace(net, samples),
+                trace(net, samples, fixed=not contract.dynamic),
                 inputs=types,
                 outputs=outputs,
                 convert_to="mlprogram",
@@ -236,8 +237,13 @@ def module_of(operation: Any, pictures: bool) -> str:
     return ".".join(path[1:] if pictures and path[:1] == ["net"] else path)
 
 
-def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:
+def trace(net: nn.Module, samples: tuple[Tensor, ...], *, fixed: bool = True) -> Any:
     """Trace ``net`` for the converter, attention written out in operations that it knows.
+
+    Args:
+        net: The network.
+        samples: Its example inputs.
+        fixed: The sizes of the samples are the only ones.
 
     Raises:
         ExportError: Python code decides by the values of a tensor: the trace would hold one answer for ever.
@@ -249,9 +255,14 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...]) -> Any:
     try:
         readings = Readings(net, samples)
         readings.refuse()
-        with torch.no_grad(), plain_functions(), readings, Portable(), warnings.catch_warnings():
+        with torch.no_grad(), plain_functions(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python code that reads tensors
-            return torch.jit.trace(net, samples, check_trace=False)
+            try:
+                with Constants(net, samples) if fixed else nullcontext(), readings, Portable():
+                    return torch.jit.trace(net, samples, check_trace=False)
+            except CannotFold:
+                with readings, Portable():
+                    return torch.jit.trace(net, samples, check_trace=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 
