@@ -105,8 +105,8 @@ def input_ranges(net: nn.Module, inputs: Tensor) -> dict[str, tuple[float, float
     handles = [m.register_forward_pre_hook(watch(n)) for n, m in net.named_modules() if isinstance(m, _LAYERS)]
     try:
         with torch.no_grad():
-            for batch in inputs.split(_BATCH):
-                net(batch)
+            for single in inputs.split(1):  # some networks take no batch
+                net(single)
     finally:
         for handle in handles:
             handle.remove()

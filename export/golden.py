@@ -51,10 +51,13 @@ def expected_of(rgb: Tensor, contract: Contract, reference: Runner) -> Feeds:
     """
     import torch
 
+    from export.portable import StableSorts
+
     task = get_task(contract.task)
     inputs, _ = task.prepare(rgb)
     knobs = {knob.name: knob.default for knob in get_spec(contract.model, task=contract.task).controls}
-    answer = reference.infer(graph_feeds(inputs.numpy(), reference.inputs, knobs))
+    with StableSorts():
+        answer = reference.infer(graph_feeds(inputs.numpy(), reference.inputs, knobs))
     name = contract.outputs[0].name
     if is_picture(contract.outputs[0], task.outputs[0]):
         rendered = task.render(inputs, torch.from_numpy(answer[reference.outputs[0].name]))

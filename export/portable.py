@@ -37,6 +37,21 @@ class Portable(TorchFunctionMode):
         return func(*args, **given) if answer is NotImplemented else answer
 
 
+class StableSorts(TorchFunctionMode):
+    """Inside the block equal values stay in their order; without ``stable`` it is any, and another on each processor.
+
+    ONNX Runtime and OpenVINO keep it too. Networks that sort pixels by a few categories depend on it (ATD).
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given = dict(kwargs or {})
+        if getattr(func, "__name__", "") not in ("sort", "argsort") or given.get("stable") or len(args) > 3:
+            return func(*args, **given)
+        return func(args[0], **{**dict(zip(("dim", "descending"), args[1:], strict=False)), **given, "stable": True})
+
+
 def _float_bounds(args: Sequence[Any], bounds: Any) -> Any:
     """Make the bounds of a clamp of floats floats: the exporter of torch 2.13 fails on ``x.clamp(1e-4, 1)``."""
     if not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):

@@ -92,11 +92,15 @@ def export(
 def _convert(ov: Any, graph: Any) -> Any:
     try:
         with quiet():
-            return ov.convert_model(io.BytesIO(graph.SerializeToString()))
+            model = ov.convert_model(io.BytesIO(graph.SerializeToString()))
     except Exception as error:  # openvino raises its own exceptions
         fix = "see the message; write the layer otherwise"
         got = say_report(str(error))
         raise ExportError(explain("OpenVINO", expected="a graph that it converts", got=got, fix=fix)) from error
+    for node in model.get_ops():
+        if node.get_type_name() == "TopK":  # ONNX keeps equal values in their order
+            node.set_attribute("stable", True)
+    return model
 
 
 def say_report(text: str) -> str:

@@ -179,3 +179,30 @@ def test_every_target_takes_them(
     source = save_network(Foreign().eval(), tmp_path / "f.safetensors", model="foreign_networks:foreign", task="image")
     made = row.load().export(source, tmp_path / f"f{row.suffix}", precision=precision, input_size=(32, 64))
     assert check_parity(source, made, threads=1).passed
+
+
+class Sorting(nn.Module):
+    """Pixels in the order of their category, a convolution along it, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.category, self.mix = nn.Conv2d(3, 8, 1), nn.Conv1d(3, 3, 5, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.sort(self.category(x).argmax(1).flatten(1), dim=-1, stable=False)[1]
+        back = torch.argsort(order, -1)
+        tokens = self.mix(x.flatten(2).gather(2, order[:, None].expand(-1, 3, -1)))
+        return tokens.gather(2, back[:, None].expand(-1, 3, -1)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "coreml"])
+def test_equal_values_stay_in_their_order(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip({"coreml": "coremltools"}.get(target, target))
+    module = types.ModuleType("sorting_networks")
+    module.sorting = Sorting  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sorting_networks", module)
+    torch.manual_seed(0)
+    source = save_network(Sorting().eval(), tmp_path / "s.safetensors", model="sorting_networks:sorting", task="image")
+    row = get_target(target)
+    made = row.load().export(source, tmp_path / f"s{row.suffix}", precision=Precision.FP32, input_size=(32, 32))
+    assert check_parity(source, made, threads=1).passed
