@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from models.errors import first_line
 from models.running_module import RunningModule
 
 _DEPENDENT = "data-dependent"
@@ -102,7 +103,7 @@ def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor])
     """
     text = str(error).strip()
     summary = _SUMMARY.search(text)
-    reason = (summary.group(1) if summary else text.splitlines()[0] if text else type(error).__name__).strip()
+    reason = (summary.group(1) if summary else first_line(error)).strip()
     found = _OPERATOR.search(text.partition("## Exception summary")[2] or text)
     operator = next((name for name in found.groups() if name), None) if found else None
     layer = None

@@ -21,7 +21,7 @@ from export.quiet import quiet
 from export.registry import get_target
 from export.screens import kept_names, probes, screen_artifact
 from models.artifact import Artifact, load_network
-from models.errors import ExportError, PareError, UnsupportedError, UsageError, explain, require
+from models.errors import ExportError, PareError, UnsupportedError, UsageError, explain, first_line, require
 from models.progress import NULL_PROGRESS, Progress
 from models.spec import ModelSpec, Precision
 
@@ -127,7 +127,7 @@ def lower(model: ModelProto, record: Quantization, dialect: Dialect, contract: C
         raise
     except Exception as error:  # onnxruntime raises its own exceptions, which share no base class
         fix = "run `python -m optimize quantize` with the --input-size of the export"
-        got = str(error).strip().splitlines()[0]
+        got = first_line(error)
         raise ExportError(explain("calibration", expected="inputs that the graph takes", got=got, fix=fix)) from error
     finish(lowered)
     return lowered

@@ -22,7 +22,16 @@ from export.screens import screen_artifact
 from export.target import CheckedRunner, timed_load
 from export.to_onnx import float_onnx, layer_nodes, record_of
 from models.artifact import Artifact
-from models.errors import CheckpointError, ExportError, PareError, UnsupportedError, UsageError, explain, require
+from models.errors import (
+    CheckpointError,
+    ExportError,
+    PareError,
+    UnsupportedError,
+    UsageError,
+    explain,
+    first_line,
+    require,
+)
 from models.progress import NULL_PROGRESS, Progress
 from models.spec import Precision
 
@@ -131,7 +140,7 @@ def _quantize(model: Any, graph: ModelProto, record: Quantization, contract: Con
         raise
     except Exception as error:  # nncf and openvino raise their own exceptions
         fix = "run `python -m optimize quantize` with the --input-size of the export"
-        got = str(error).strip().splitlines()[0]
+        got = first_line(error)
         raise ExportError(
             explain("NNCF", expected="calibration inputs that the graph takes", got=got, fix=fix)
         ) from error

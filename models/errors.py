@@ -24,6 +24,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -129,16 +130,20 @@ class QualityGateError(PareError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what ``error`` says, or its type where it says nothing."""
+    """Return the first line of what ``error`` says; where it says nothing (a bare assert), its type and its place."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if lines:
+        return f"{type(error).__name__}: {lines[0]}" if isinstance(error, KeyError) else lines[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 def unforeseen(error: Exception) -> str:
     """Return in a line what code of the user's or a library raised; with ``PARE_DEBUG`` set it is raised again."""
     if os.environ.get("PARE_DEBUG"):
         raise error
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return " ".join(f"{type(error).__name__}: {error}".split()) if str(error).strip() else first_line(error)
 
 
 @contextmanager

@@ -296,7 +296,7 @@ def _problem(net: nn.Module, groups: Sequence[ChannelGroup], inputs: Sequence[Te
         small, masked = remove_channels(net, removal).eval(), mask_channels(net, removal).eval()
         answers, references = flatten(small(*inputs)), flatten(masked(*inputs))
     except Exception as error:  # code of the user's may raise anything
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [first_line(error)]
         return f"the network does not run without one of its channels: {lines[-1].strip()}"
     for answer, reference in zip(answers, references, strict=True):
         if answer.shape != reference.shape:

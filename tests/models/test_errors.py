@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 
 import pytest
 
 from models import errors
-from models.errors import MissingExtraError, PareError, UnknownNameError, UsageError, explain, nearest, require
+from models.errors import (
+    MissingExtraError,
+    PareError,
+    UnknownNameError,
+    UsageError,
+    explain,
+    first_line,
+    nearest,
+    require,
+    unforeseen,
+)
 
 ERRORS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, PareError)]
 
@@ -60,3 +71,17 @@ def test_require_names_the_extra() -> None:
     )
     with pytest.raises(MissingExtraError, match=message):
         require("no_such_package", "coreml")
+
+
+def test_an_error_without_a_text_says_where_it_was_raised() -> None:
+    def check(channels: int) -> None:
+        assert channels == 4
+
+    with pytest.raises(AssertionError) as caught:
+        check(3)
+    bare = AssertionError().with_traceback(caught.value.__traceback__)
+    for text in (first_line(bare), unforeseen(bare)):
+        assert re.fullmatch(r"AssertionError at test_errors\.py:\d+: assert channels == 4", text)
+    assert first_line(KeyError("edges")) == "KeyError: 'edges'"
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert unforeseen(ValueError("one\ntwo")) == "ValueError: one two"
