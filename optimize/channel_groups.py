@@ -105,8 +105,14 @@ def map_channels(net: nn.Module, inputs: Sequence[Tensor], *, ignore: Sequence[s
         if layer not in covered and id(module.weight) not in shared:
             width = module.out_features if isinstance(module, nn.Linear) else module.out_channels
             missing = "does not run in a forward pass, or its weight comes from other layers"
-            kept[layer] = "has one channel" if width == 1 else missing
+            kept[layer] = "has one channel" if width == 1 else _why_frozen(tracer, layer) or missing
     return ChannelMap(tuple(group for group in groups if group.name not in broken), kept)
+
+
+def _why_frozen(tracer: ChannelTracer, layer: str) -> str | None:
+    """Return why the channels of a depthwise convolution stay: it makes none of its own."""
+    ids = tracer.owners.get((f"{layer}.weight", 0))
+    return None if ids is None else tracer.atoms.why_frozen(int(ids[0]))
 
 
 def _tie_by_size(tracer: ChannelTracer, broken: Sequence[ChannelGroup]) -> bool:
@@ -162,7 +168,8 @@ def _groups(tracer: ChannelTracer, ignore: Sequence[str]) -> tuple[list[ChannelG
                 numbered[slot][indices] = unit
         makers = sorted(producing & numbered.keys(), key=lambda slot: order[slot])
         if len(roots) < 2:
-            kept.setdefault(layer_of(makers[0]), "its channels all depend on each other")
+            for slot in makers:
+                kept.setdefault(layer_of(slot), "its channels all depend on each other")
             continue
         mixed = tuple(sorted({reason for root in roots for reason in atoms.why_mixed(root)}))
         fixed = _fixed_beside(tracer, numbered)

@@ -288,7 +288,7 @@ def _im2col(tracer: ChannelTracer, x: Tensor, kernel: Sequence[int], *_: Any) ->
     return (*(None,) * (x.ndim - 3), spread, None)
 
 
-@rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "var_mean", "prod", "logsumexp")
+@rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "var_mean", "logsumexp")
 def _reduce(tracer: ChannelTracer, x: Tensor, *args: Any, out: Any, **kwargs: Any) -> list[Labels]:
     """A statistic over channels is allowed: it changes a little when one is removed, like that of a norm layer."""
     labels = tracer.labels(x)
@@ -300,6 +300,12 @@ def _reduce(tracer: ChannelTracer, x: Tensor, *args: Any, out: Any, **kwargs: An
     keep = results[0].ndim == x.ndim
     left = tuple(None if dim in dims else label for dim, label in enumerate(labels) if keep or dim not in dims)
     return [left] * len(results)
+
+
+@rule("max", "min", "median", "prod", "any", "all", "argmax", "argmin")
+def _extreme(tracer: ChannelTracer, x: Tensor, dim: int | None = None, *_: Any, out: Any, **__: Any) -> list[Labels]:
+    """A statistic over all values, or along one dimension: ``x.max(1, keepdim=True)``."""
+    return _reduce(tracer, x, [] if dim is None else [dim], out=out)
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from models.errors import (
     explain,
     first_line,
     running_users_code,
+    unforeseen,
 )
 from models.paired_photos import open_for
 from models.photos import PhotoSet, centre_crop, embedded_photos, to_batch
@@ -195,6 +197,7 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
     want = spec.outputs[0].at(N=1, H=height, W=width).shape
     given = torch.rand((1, spec.packed_channels, height, width), generator=torch.Generator().manual_seed(0))
     net, fix = load_network(artifact), None
+    _check_copy(net, artifact.model)
     try:
         with torch.inference_mode():
             answer, again = net(given), net(given)
@@ -211,6 +214,16 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
         fix = fix or _way_out(got, want, height)
         raise InputSizeError(explain(what, expected=f"output {want}", got=got, fix=fix))
     _check_answer(net, given, answer, again, what)
+
+
+def _check_copy(net: nn.Module, model: str) -> None:
+    """Copy the network as pruning and quantizing do."""
+    try:
+        copy.deepcopy(net)
+    except Exception as error:  # code of the user's may raise anything
+        fix = "keep out of its attributes what copy.deepcopy refuses: Python modules, open files, locks"
+        got = unforeseen(error)
+        raise UnsupportedError(explain(model, expected="a network that can be copied", got=got, fix=fix)) from error
 
 
 def _check_answer(net: nn.Module, given: Tensor, answer: Tensor, again: Tensor, what: str) -> None:

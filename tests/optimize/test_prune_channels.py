@@ -159,6 +159,10 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
 # something computes over the channels: the pruned network must run, have the sizes, and reload
 MIXED: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "a norm of bare parameters": (lambda: nn.Sequential(conv(3, 8), LayerNorm2d(8), conv(8, 3)), {"0": 8}),
+    "attention by the largest channel": (
+        lambda: Net(lambda m, x: m.d((y := m.a(x)) * y.max(1, keepdim=True)[0].sigmoid()), a=conv(3, 8), d=conv(8, 3)),
+        {"a": 8},
+    ),
     "group norm": (lambda: nn.Sequential(conv(3, 16), nn.GroupNorm(4, 16), conv(16, 3)), {"0": 4}),
     "weight normalization": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(conv(3, 8)), conv(8, 3)),
@@ -285,6 +289,20 @@ def test_what_cannot_be_pruned_is_named_with_the_reason() -> None:
     assert "does not run in a forward pass" in channels.kept["unused"]
 
 
+def test_layers_that_make_no_channels_of_their_own_say_why_they_stay() -> None:
+    net = Net(
+        lambda m, x: m.d(m.norm(m.a(m.deep(x)) + m.b(x))),
+        deep=conv(3, 3, 3, groups=3),
+        a=conv(3, 8),
+        b=conv(3, 8),
+        norm=nn.GroupNorm(8, 8),
+        d=conv(8, 3),
+    )
+    kept = map_channels(net.eval(), [torch.rand(1, 3, 16, 16)]).kept
+    assert kept["deep"] == "meets a tensor whose channels are fixed (in deep)"
+    assert kept["a"] == kept["b"] == "its channels all depend on each other"
+
+
 def test_a_layer_of_one_channel_says_so() -> None:
     net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 3, 1)).eval()
     channels = map_channels(net, [torch.rand(1, 3, 16, 16)])
@@ -352,7 +370,7 @@ def test_a_network_that_does_not_run_on_the_input_is_refused() -> None:
     def picky(net: nn.Module, x: Tensor) -> Tensor:
         raise ZeroDivisionError
 
-    with pytest.raises(UnsupportedError, match="tracing for pruning: expected a forward pass, got ZeroDivisionError;"):
+    with pytest.raises(UnsupportedError, match="tracing for pruning: expected a forward pass, got ZeroDivisionError at "):
         map_channels(Net(picky, a=conv(3, 8)), [torch.rand(1, 3, 8, 8)])
 
 

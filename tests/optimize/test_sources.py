@@ -65,6 +65,15 @@ class Noise(nn.Module):
         return x + torch.randn_like(x)
 
 
+class Uncopied(Base):
+    def __init__(self):
+        super().__init__()
+        self.torch = torch
+
+    def forward(self, x):
+        return self.torch.relu(self.conv(x))
+
+
 class Noisy(Base):
     def __init__(self):
         super().__init__()
@@ -101,7 +110,7 @@ def own(tmp_path: Path) -> str:
             r"got \(1, 3, 64, 64\); fix: pass a --task of your own that says so",
         ),
         ("Wide", InputSizeError, r"got \(1, 3, 32, 64\); fix: pass another --input-size"),
-        ("Odd", InputSizeError, r"got 'no such thing'; fix"),
+        ("Odd", InputSizeError, r"got KeyError: 'no such thing'; fix"),
         ("TwoInputs", InputSizeError, r"got .*missing 1 required positional argument: 'sigma'; fix: write a small"),
         ("Broken", UnsupportedError, r"expected finite values, got nan or infinity"),
         (
@@ -109,6 +118,7 @@ def own(tmp_path: Path) -> str:
             UnsupportedError,
             r"expected the same answer each time, got .*: layer noise: operator randn_like; fix",
         ),
+        ("Uncopied", UnsupportedError, r"expected a network that can be copied, got TypeError: cannot pickle 'module'"),
     ],
 )
 def test_networks_that_cannot_be_worked_on_are_told_at_the_start(
