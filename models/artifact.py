@@ -227,6 +227,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: Missing, truncated, or a pickle with code in it.
     """
+    import argparse
     import pickle
 
     import torch
@@ -243,12 +244,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles, which are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # beside the tensors in many checkpoints
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         fix = "save the state_dict as safetensors; Pare never runs code from a checkpoint"
         got = "a pickle with code, or a truncated file"
         raise CheckpointError(explain(f"{path}", expected="tensors only", got=got, fix=fix)) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
+        if "TorchScript" in str(error):
+            fix = f"save torch.jit.load({path.name!r}).state_dict() as safetensors"
+            got = "a TorchScript archive"
+            raise CheckpointError(explain(f"{path}", expected="a state_dict", got=got, fix=fix)) from error
         fix = "copy or save the file again; it looks truncated"
         raise CheckpointError(explain(f"{path}", expected="a readable checkpoint", got=error, fix=fix)) from error
     for key in _NESTED:

@@ -376,7 +376,8 @@ def get_task(name: str) -> Task:
 
 
 def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
-    """Return the row of ``name``. For ``"package.module:factory"`` a row is made from the task (default ``colorize``).
+    """Return the row of ``name``. For ``"package.module:factory"`` a row is made from the task (default ``colorize``)
+    and the factory's attribute ``size``, a ``SizeRequirements``; its attribute ``spec`` replaces the row.
 
     A registered network that is used for another ``task`` than its own gets the tensors of that task, and no shipped
     weights.
@@ -395,7 +396,8 @@ def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
     if ":" not in name:
         raise UnknownNameError("model", name, MODELS)
     owner = get_task(task or "colorize")
-    own = getattr(load_object(name), "spec", None)
+    factory = load_object(name)
+    own, size = getattr(factory, "spec", None), getattr(factory, "size", None)
     if isinstance(own, ModelSpec):
         return own
     return ModelSpec(
@@ -405,7 +407,7 @@ def get_spec(name: str, *, task: str | None = None) -> ModelSpec:
         inputs=owner.inputs,
         outputs=owner.outputs,
         controls=owner.controls,
-        size=SizeRequirements(minimum=32, multiple_of=32),
+        size=size if isinstance(size, SizeRequirements) else SizeRequirements(minimum=32, multiple_of=32),
         student=owner.student,
         source="yours",
         licence="yours",
@@ -439,7 +441,7 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
     if scripted:  # it can be neither watched nor changed
         got, fix = f"a ScriptModule at layer {scripted[0] or 'the network itself'}", "return what it was scripted from"
         raise UsageError(explain(f"factory {spec.factory}", expected="modules of Python", got=got, fix=fix))
-    return with_controls(net, spec)
+    return with_controls(net.float(), spec)  # half precision is a matter of the artifacts
 
 
 def create_model(

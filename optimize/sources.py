@@ -192,7 +192,14 @@ def check_size(artifact: Artifact, input_size: tuple[int, int]) -> None:
     import torch
 
     spec = get_spec(artifact.model, task=artifact.task)
-    spec.size.check(*input_size)
+    try:
+        spec.size.check(*input_size)
+    except InputSizeError as error:
+        if spec.source != "yours":
+            raise
+        raise InputSizeError(
+            f"{error}, or say what it takes: FACTORY.size = models.spec.SizeRequirements(...)"
+        ) from error
     height, width = input_size
     want = spec.outputs[0].at(N=1, H=height, W=width).shape
     given = torch.rand((1, spec.packed_channels, height, width), generator=torch.Generator().manual_seed(0))

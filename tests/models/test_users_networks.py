@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from torch import nn
 from models.artifact import load_network, load_weights, read_tensors, save_network
 from models.errors import CheckpointError, UsageError
 from models.layers import bake_weights, has_computed_weights
-from models.registry import create_model, get_task, load_object
+from models.registry import create_model, get_spec, get_task, load_object
 
 OWN = """
 from torch import nn
 from beside import WIDTH
+from models.spec import SizeRequirements
 
 
 class Plain(nn.Module):
@@ -41,6 +44,17 @@ def needs(width):
 
 def nothing():
     return (1, 2)
+
+
+def half():
+    return Plain().half()
+
+
+def any_size():
+    return Plain()
+
+
+any_size.size = SizeRequirements(minimum=5)
 
 
 def broken():
@@ -126,6 +140,31 @@ def test_a_network_inside_of_a_larger_checkpoint_is_found(own: str, tmp_path: Pa
     save_file(twice, tmp_path / "twice.safetensors")
     with pytest.raises(CheckpointError, match=r"expected the network once, got it below ema\. and generator\."):
         create_model(f"{own}:Plain", task="image", weights=tmp_path / "twice.safetensors")
+
+
+def test_a_network_in_half_precision_is_computed_in_single(own: str, tmp_path: Path) -> None:
+    net = create_model(f"{own}:half", task="image")
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    saved = save_network(net, tmp_path / "net.safetensors", model=f"{own}:half", task="image")
+    assert load_network(saved.path)(torch.rand(1, 3, 8, 8)).dtype == torch.float32
+
+
+def test_sizes_that_a_factory_takes(own: str) -> None:
+    assert get_spec(f"{own}:any_size", task="image").size.fit(5, 7) == (5, 7)
+    assert get_spec(f"{own}:half", task="image").size.fit(5, 7) == (32, 32)
+
+
+def test_what_training_scripts_keep_beside_the_tensors(own: str, tmp_path: Path) -> None:
+    net = create_model(f"{own}:Plain", task="image")
+    torch.save({"model": net.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "run.pth")
+    assert torch.equal(read_tensors(tmp_path / "run.pth")["a.weight"], net.a.weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing is deprecated
+        torch.jit.save(torch.jit.trace(net, torch.rand(1, 3, 8, 8)), tmp_path / "traced.pt")
+    with pytest.raises(
+        CheckpointError, match=r"expected a state_dict, got a TorchScript archive; fix: save torch\.jit"
+    ):
+        read_tensors(tmp_path / "traced.pt")
 
 
 def test_weights_under_other_names_are_converted_by_the_network(own: str, tmp_path: Path) -> None:

@@ -370,7 +370,9 @@ def test_a_network_that_does_not_run_on_the_input_is_refused() -> None:
     def picky(net: nn.Module, x: Tensor) -> Tensor:
         raise ZeroDivisionError
 
-    with pytest.raises(UnsupportedError, match="tracing for pruning: expected a forward pass, got ZeroDivisionError at "):
+    with pytest.raises(
+        UnsupportedError, match="tracing for pruning: expected a forward pass, got ZeroDivisionError at "
+    ):
         map_channels(Net(picky, a=conv(3, 8)), [torch.rand(1, 3, 8, 8)])
 
 

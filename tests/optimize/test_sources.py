@@ -130,6 +130,14 @@ def test_networks_that_cannot_be_worked_on_are_told_at_the_start(
         check_size(save_network(net, tmp_path / "n.safetensors", model=model, task="image"), (32, 32))
 
 
+def test_a_size_that_is_only_assumed_says_how_to_say_otherwise(own: str, tmp_path: Path) -> None:
+    saved = save_network(
+        create_model(f"{own}:Base", task="image"), tmp_path / "n.safetensors", model=f"{own}:Base", task="image"
+    )
+    with pytest.raises(InputSizeError, match=r"got 65x47; fix: .* to 96x64, or say what it takes: FACTORY\.size = "):
+        check_size(saved, (65, 47))
+
+
 def test_scripted_modules_are_refused(own: str) -> None:
     with pytest.raises(
         UsageError, match=r"expected modules of Python, got a ScriptModule at layer 1; fix: return what"
