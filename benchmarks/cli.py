@@ -362,6 +362,7 @@ def train_lite_command(
         typer.Option(help="Folder with the official weights of LPIPS-squeeze. Default: the torch hub cache."),
     ] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Folder of photos for the figures of the card.")] = None,
+    fit_groups: Annotated[int, typer.Option(help="Groups of four versions of a crop that the first fit takes.")] = 200,
     steps: Annotated[int, typer.Option(help="Optimizer steps after the first fit.")] = 4000,
     seed: Annotated[int, typer.Option(help="Of the first fit and the batches.")] = 0,
     quiet: Quiet = False,
@@ -369,9 +370,8 @@ def train_lite_command(
     """Train `lite`, our own small LPIPS, to reproduce LPIPS-squeeze. Resumes from its checkpoint."""
     from benchmarks.metrics.lite_training import LiteConfig, train_lite
 
-    config = LiteConfig(
-        data=tuple(data), output=output, lpips_weights=lpips_weights, eval_data=eval_data, steps=steps, seed=seed
-    )
+    where: dict[str, Any] = {"output": output, "lpips_weights": lpips_weights, "eval_data": eval_data}
+    config = LiteConfig(data=tuple(data), **where, fit_groups=fit_groups, steps=steps, seed=seed)
     typer.echo(str(train_lite(config, progress=make_progress(quiet=quiet))))
 
 

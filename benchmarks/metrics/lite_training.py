@@ -20,6 +20,7 @@ from benchmarks.metrics.lite_fitting import fit_layers, plan_taps
 from benchmarks.metrics.lpips import LPIPS, load_lpips
 from models.artifact import installed_versions, save_tensors, sha256_of, sidecar_of, write_json
 from models.errors import CheckpointError, ConfigError, RunFolderError, TrainingError, explain
+from models.photos import open_photos
 from models.progress import NULL_PROGRESS, Progress
 
 _CALIBRATION_STEP = 2**31 - 1
@@ -248,13 +249,17 @@ def train_lite(config: LiteConfig, progress: Progress = NULL_PROGRESS) -> Path:
         ``config.output``.
 
     Raises:
-        DataError: No photos.
+        DataError: No photos, to train on or for the figures.
         MissingWeightsError: No official weights of ``squeeze``.
         TrainingError: The loss became NaN or infinite.
         RunFolderError: The output cannot be written, or an unfinished training of another recipe lies there.
         CheckpointError: The checkpoint is damaged.
     """
     photos = join_photos(config.data)
+    if config.eval_data is not None:
+        open_photos(config.eval_data).sample(
+            1, seed=config.seed, verify=True
+        )  # read in the end: said now if none can be
     progress.note(f"{len(photos)} photos {photos.describe_skipped()}".strip())
     recipe = {**config.recipe(), "photos": photos.fingerprint}
     state = _read_checkpoint(checkpoint_of(config.output), recipe)
@@ -269,7 +274,7 @@ def train_lite(config: LiteConfig, progress: Progress = NULL_PROGRESS) -> Path:
             bar.advance(trainer.step)
             while trainer.step < config.steps:
                 bar.advance(1, **trainer.train_step())
-                if trainer.step % config.checkpoint_every == 0:
+                if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps:
                     _save_checkpoint(trainer, recipe)
     except KeyboardInterrupt:
         _save_checkpoint(trainer, recipe)

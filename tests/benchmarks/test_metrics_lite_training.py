@@ -181,6 +181,38 @@ class TestTraining:
         for (name, first), second in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
             assert torch.allclose(first, second, atol=1e-3), name
 
+    def test_the_verb_runs_whole(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        from benchmarks.cli import main
+
+        output = tmp_path / "new" / "lite.safetensors"
+        argv = ["train-lite", "--data", str(folder / "photos"), "--lpips-weights", str(folder), "-o", str(output), "-q"]
+        assert main([*argv, "--fit-groups", "1", "--steps", "0"]) == 0
+        assert capsys.readouterr().out.strip() == str(output)
+        assert load_lpips("lite", output) is not None
+        assert json.loads(sidecar_of(output).read_text())["recipe"]["fit_groups"] == 1
+
+    def test_figures_that_fail_cost_no_training(self, config: LiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError("no figures")
+
+        slow = replace(config, steps=2, checkpoint_every=250)
+        with monkeypatch.context() as patch:
+            patch.setattr("benchmarks.metrics.lite_training.write_lite", fail)
+            with pytest.raises(OSError, match="no figures"):
+                train_lite(slow)
+        monkeypatch.setattr("benchmarks.metrics.lite_training.LiteTrainer.train_step", fail)
+        train_lite(slow)
+        assert config.output.exists()
+
+    def test_photos_for_the_figures_are_looked_for_before_it_begins(self, config: LiteConfig, tmp_path: Path) -> None:
+        grey = tmp_path / "grey"
+        grey.mkdir()
+        Image.new("RGB", (64, 64), (90, 90, 90)).save(grey / "a.png")
+        with pytest.raises(DataError, match="1 grey"):
+            train_lite(replace(config, eval_data=grey))
+        assert not checkpoint_of(config.output).exists()
+        assert not config.output.exists()
+
     def test_a_checkpoint_of_another_recipe_is_refused(self, config: LiteConfig) -> None:
         torch.save({"recipe": {**config.recipe(), "photos": "x"}, "state": {}}, checkpoint_of(config.output))
         with pytest.raises(RunFolderError, match=r"another recipe \(photos differ\); fix: repeat the first command"):
