@@ -130,6 +130,7 @@ def _quantize(model: Any, graph: ModelProto, record: Quantization, contract: Con
     from export.nncf_lowering import lower_nncf
     from export.qdq_lowering import float_nodes
 
+    _flatten_gathers(require("openvino", "openvino"), model)
     nodes = layer_nodes(graph)
     ignored = _operations(model, float_nodes(record, nodes))
     try:
@@ -144,6 +145,20 @@ def _quantize(model: Any, graph: ModelProto, record: Quantization, contract: Con
         raise ExportError(
             explain("NNCF", expected="calibration inputs that the graph takes", got=got, fix=fix)
         ) from error
+
+
+def _flatten_gathers(ov: Any, model: Any) -> None:
+    """Look up along one dimension: the processor plugin of 2026.4 cannot scale a quantized look-up by a table."""
+    ops = ov.opset13
+    for node in list(model.get_ops()):
+        if node.get_type_name() != "Gather" or not node.output(0).get_partial_shape().is_static:
+            continue
+        table = node.input_value(1).get_node()
+        if table.get_type_name() == "Constant" and len(table.get_output_shape(0)) > 1:
+            places = ops.constant(table.data.reshape(-1))
+            flat = ops.gather(node.input_value(0), places, node.input_value(2))
+            shaped = ops.reshape(flat, ops.constant(list(node.get_output_shape(0))), False)
+            node.output(0).replace(shaped.output(0))
 
 
 def _operations(model: Any, nodes: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from calibrated import save_calibrated
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -205,4 +206,35 @@ def test_equal_values_stay_in_their_order(target: str, tmp_path: Path, monkeypat
     source = save_network(Sorting().eval(), tmp_path / "s.safetensors", model="sorting_networks:sorting", task="image")
     row = get_target(target)
     made = row.load().export(source, tmp_path / f"s{row.suffix}", precision=Precision.FP32, input_size=(32, 32))
+    assert check_parity(source, made, threads=1).passed
+
+
+class Neighbours(nn.Module):
+    """Sums of neighbours behind a quantized convolution without bias, weighted for each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.weights = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.Conv2d(3, 9, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = F.unfold(self.values(x), 3, padding=1).reshape(1, 8, 9, -1)
+        weights = self.weights(x).softmax(1).reshape(1, 1, 9, -1)
+        return (patches * weights).sum(2).reshape(1, 8, *x.shape[2:])[:, :3]
+
+
+def test_quantized_values_are_looked_up_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nncf")
+    module = types.ModuleType("gathering_networks")
+    module.make = Neighbours  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gathering_networks", module)
+    torch.manual_seed(0)
+    source = save_network(
+        Neighbours().eval(), tmp_path / "n.safetensors", model="gathering_networks:make", task="image"
+    )
+    start = save_calibrated(source, tmp_path, size=(32, 32), photos=2)
+    made = (
+        get_target("openvino")
+        .load()
+        .export(start, tmp_path / "n.openvino", precision=Precision.INT8, input_size=(32, 32))
+    )
     assert check_parity(source, made, threads=1).passed
