@@ -18,6 +18,7 @@ from export.mil.indexing import INDEXING
 from export.mil.layers import LAYERS
 from export.mil.program import Block, MilModel, Observer, Operation, Output, Ref, Value
 from export.mil.quantization import QUANTIZATION
+from export.mil.recurrent import RECURRENT
 from export.mil.resize import RESIZE
 from export.mil.shapes import SHAPES
 from models.errors import ConfigError, UnsupportedError, explain
@@ -37,7 +38,9 @@ def _merge(*tables: Mapping[str, OperationFunction]) -> dict[str, OperationFunct
     return merged
 
 
-OPERATIONS: Mapping[str, OperationFunction] = _merge(ELEMENTWISE, INDEXING, LAYERS, QUANTIZATION, RESIZE, SHAPES)
+OPERATIONS: Mapping[str, OperationFunction] = _merge(
+    ELEMENTWISE, INDEXING, LAYERS, QUANTIZATION, RECURRENT, RESIZE, SHAPES
+)
 """One function a MIL operation."""
 
 

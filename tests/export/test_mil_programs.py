@@ -77,6 +77,8 @@ class Many(nn.Module):
         )
         self.prelu, self.attend = nn.PReLU(4), nn.MultiheadAttention(4, 2, batch_first=True)
 
+        self.lstm, self.gru = nn.LSTM(4, 3, 2, bidirectional=True), nn.GRU(4, 3, batch_first=True)
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         y = [conv(x) for conv in self.convs] + [pool(x) for pool in self.pools] + [norm(x) for norm in self.norms]
         y += [F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=flag) for flag in (False, True)]
@@ -99,6 +101,8 @@ class Many(nn.Module):
         y += [x.mean((2, 3), keepdim=True), x.var(1, keepdim=True), x.amax(1), x.sum(dim=-1)]
         tokens = x.flatten(2).transpose(1, 2)
         y += [self.attend(tokens, tokens, tokens, need_weights=False)[0], tokens.softmax(1)]
+        hidden, (last, cell) = self.lstm(tokens[:, :14].reshape(7, 2, 4))
+        y += [hidden, last * 2, cell * 2, self.gru(tokens[:, :5])[0]]
         y += [F.scaled_dot_product_attention(tokens[:, None], tokens[:, None], tokens[:, None])]
         y += [x.reshape(1, 4, 3, 4, 5, 2).permute(0, 2, 4, 3, 5, 1).reshape(15, 8, 4)]
         y += [torch.einsum("nchw,cd->ndhw", x, x[0, :, :4, 0])]
