@@ -126,6 +126,16 @@ def bake_weights(net: nn.Module) -> None:
                 remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
+                _forget_loading(module)
+
+
+def _forget_loading(module: nn.Module) -> None:
+    """Remove what ``remove_spectral_norm`` of torch 2.13 leaves: a hook that misses the old names when it loads."""
+    from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
+
+    for key, hook in list(module._load_state_dict_pre_hooks.items()):
+        if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
+            del module._load_state_dict_pre_hooks[key]
 
 
 def has_computed_weights(net: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -204,6 +205,9 @@ def test_computed_weights_become_plain_and_still_load(norm: Callable[[nn.Module]
     assert not has_computed_weights(net)
     assert sorted(net.state_dict()) == ["0.bias", "0.weight", "2.bias", "2.weight"]
     assert torch.allclose(net(image), wanted, atol=1e-6)
+    twin = copy.deepcopy(net)
+    twin.load_state_dict({name: value.clone() for name, value in net.state_dict().items()})
+    assert torch.equal(twin(image), net(image))
     save_file(net.state_dict(), tmp_path / "plain.safetensors")
     again = network(6)  # wider: pruned weights load too
     load_weights(again, tmp_path / "plain.safetensors")
