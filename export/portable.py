@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from export.fourier import TRANSFORMS
+from export.sampling import grid_sample
 
 _CLAMPS = frozenset(("clamp", "clip", "clamp_", "clip_"))
 
@@ -192,6 +193,7 @@ def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = None
 REWRITES: Mapping[Any, Callable[..., Any]] = {
     functional.pad: _pad,
     functional.fold: _fold,
+    functional.grid_sample: grid_sample,
     functional.instance_norm: _instance_norm,
     Tensor.unfold: _unfold,
     Tensor.mT.__get__: lambda x: x.transpose(-1, -2),  # type: ignore[attr-defined]

@@ -108,6 +108,20 @@ def test_single_functions(function: Callable[[Tensor], Tensor], image: Tensor) -
     torch.testing.assert_close(rewritten(function, image), function(image), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize(("mode", "volume"), [("bilinear", True), ("nearest", True), ("bicubic", False)])
+def test_sampling_of_volumes_and_bicubic_sampling(
+    mode: str, volume: bool, padding: str, align: bool, image: Tensor
+) -> None:
+    source = torch.stack([image, image * 2, image + 1], 2) if volume else image
+    rng = torch.Generator().manual_seed(1)
+    grid = torch.rand(2, *((2, 5, 7, 3) if volume else (5, 7, 2)), generator=rng) * 2.6 - 1.3
+    expected = F.grid_sample(source, grid, mode, padding, align_corners=align)
+    got = rewritten(lambda x: F.grid_sample(x, grid, mode, padding, align_corners=align), source)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
 TRANSFORMS: list[Callable[[Tensor], Tensor]] = [
     lambda x: fft.fft2(x),
     lambda x: fft.rfft2(x, norm="ortho"),
@@ -153,6 +167,9 @@ class Foreign(nn.Module):
         y = self.norm(self.stem(F.pixel_unshuffle(x, 2)))
         waves = fft.rfft2(y, norm="ortho")
         real, imag = self.waves(torch.cat([waves.real, waves.imag], 1)).relu().chunk(2, 1)
+        colours = torch.stack([x[:, 0], x[:, 1], x[:, 2]], -1)[:, None, ::2, ::2] * 2 - 1
+        table = F.grid_sample(y[:, :, :4, :4, None] * torch.ones(5), colours, align_corners=True)[:, :, 0]
+        y = y + F.grid_sample(table, torch.tanh(y[:, :2]).permute(0, 2, 3, 1), mode="bicubic", align_corners=False)
         y = y + fft.irfft2(torch.complex(real, imag), s=y.shape[-2:], norm="ortho")
         y = F.fold(F.unfold(y, 4, stride=2, padding=1), y.shape[2:], 4, stride=2, padding=1)
         return self.out(F.interpolate(y, size=x.shape[2:], mode="bicubic"))
