@@ -102,7 +102,7 @@ class Constants(TorchFunctionMode):
             return _untraced(lambda: func(*args, **given))
         for tensor in _tensors((args, given)):
             if tensor not in self._dependent and tensor not in self._held:
-                if writes and tensor._is_view():
+                if writes and tensor is args[0] and tensor._is_view():
                     raise CannotFold(name)  # the tensor that it is a view of would not be written in the trace
                 self._hold(tensor)
         answer = func(*args, **given)

@@ -23,10 +23,10 @@ def grid_sample(
 
     NotImplemented for what every target has, for reflected borders, and where the sizes are open.
     """
-    sides = (
-        [int(side) for side in input.shape[2:]] if all(type(side) is not torch.SymInt for side in input.shape) else []
-    )
-    if not sides or padding_mode == "reflection" or (len(sides) == 2 and mode != "bicubic"):
+    if any(isinstance(side, torch.SymInt) for side in input.shape):
+        return NotImplemented
+    sides = [int(side) for side in input.shape[2:]]
+    if padding_mode == "reflection" or (len(sides) == 2 and mode != "bicubic"):
         return NotImplemented
     flat, count = input.flatten(2), len(sides)
     choices = []

@@ -41,6 +41,7 @@ class Built(nn.Module):
         rows = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")[0].float() / h
         nearest = (y[:, :, None] - y[:, None]).square().sum((3, 4)).argmin(1, keepdim=True)
         chosen = torch.zeros(1, 3, 3).scatter_(1, nearest, 1)
+        y.masked_fill_(mask[None, 1:2], 0.1)
         return y + parts.masked_fill(mask, 0.2) * torch.sin(rows) + chosen.mean() + torch.eye(h, w)
 
 
