@@ -54,7 +54,11 @@ def lower_nncf(
     _correct(_layers(model), quantization.bias_corrections())
     float_operations = [*ignored, *_plain_products(model), *_steered(model, image=graph.graph.input[0].name)]
     float_operations += _behind_the_layers(model)
-    float_operations += [operation.get_friendly_name() for operation in model.get_ops() if _is_norm(operation)]
+    float_operations += [
+        operation.get_friendly_name()
+        for operation in model.get_ops()
+        if _is_norm(operation) or _is_in_a_norm(operation)
+    ]
     inputs = quantization.inputs()[:_PHOTOS]  # only for ranges of what is not in the ONNX graph
     specs = graph_specs(graph)
     quantized = nncf.quantize(
@@ -131,6 +135,28 @@ def _is_norm(operation: Any) -> bool:
     at the same speed.
     """
     return operation.get_type_name() in ("MVN", "GroupNormalization")
+
+
+def _is_in_a_norm(operation: Any) -> bool:
+    """Say whether an operation is part of a norm that is written out: a root, power, division, or what leads to one.
+
+    Its values, variances above all, must be right relative to themselves, which INT8 is not: the deviation of a weak
+    channel became zero, and a network with adaptive instance norm was off by 70% of its span.
+    """
+    kind = operation.get_type_name()
+    parents = [value.get_node() for value in operation.input_values()]
+    kinds = {parent.get_type_name() for parent in parents}
+    if kind == "ReduceMean":
+        return "Power" in kinds or (parents[0].get_type_name() == "Multiply" and _squares(parents[0]))
+    if kind == "Divide":
+        return parents[1].get_type_name() != "Constant"
+    leads = (kind == "Subtract" and "ReduceMean" in kinds) or (kind == "Multiply" and bool({"Power", "Sqrt"} & kinds))
+    return leads or kind in ("Power", "Sqrt") or (kind == "Multiply" and _squares(operation))
+
+
+def _squares(operation: Any) -> bool:
+    first, second = (value.get_node().get_friendly_name() for value in operation.input_values())
+    return bool(first == second)
 
 
 def _steered(model: Any, *, image: str) -> list[str]:

@@ -314,6 +314,51 @@ def test_what_goes_into_a_norm_is_not_rounded(tmp_path: Path) -> None:
     assert read["Convolution"] == "FakeQuantize"
 
 
+@pytest.mark.parametrize("square", ["Mul", "Pow"])
+def test_nothing_in_a_norm_that_is_written_out_is_rounded(tmp_path: Path, square: str) -> None:
+    import openvino
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    make = helper.make_node
+    steps = [
+        make("Conv", ["x", "first.weight"], ["a"], name="first", pads=[1, 1, 1, 1]),
+        make("ReduceMean", ["a", "places"], ["mean"], name="mean"),
+        make("Sub", ["a", "mean"], ["c"], name="sub"),
+        make(square, ["c", "c" if square == "Mul" else "two"], ["s"], name="square"),
+        make("ReduceMean", ["s", "places"], ["variance"], name="variance"),
+        make("Mul", ["variance", "factor"], ["unbiased"], name="factor"),  # or the converter makes one norm of it all
+        make("Add", ["unbiased", "epsilon"], ["v"], name="add"),
+        make("Sqrt", ["v"], ["deviation"], name="sqrt"),
+        make("Div", ["c", "deviation"], ["b"], name="div"),
+        make("Conv", ["b", "last.weight"], ["y"], name="last", pads=[1, 1, 1, 1]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 16, 16]) for name in "xy"]
+    values = {f"{name}.weight": rng.standard_normal((8, 8, 3, 3)) for name in ("first", "last")}
+    values["first.weight"][0] *= 1e-3  # a weak channel: its deviation is no level of INT8
+    values.update(epsilon=np.full(1, 1e-8), two=np.full(1, 2.0), factor=np.full(1, 256 / 255))
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
+    constants.append(numpy_helper.from_array(np.array([2, 3]), "places"))
+    parts = helper.make_graph(steps, "g", ends[:1], ends[1:], constants)
+    normed = helper.make_model(parts, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    save_tensors({"input": torch.rand(2, 8, 16, 16)}, path := tmp_path / "calibration.safetensors")
+    made = Quantization(calibration=path, samples=2)
+    with quiet():
+        model = openvino.convert_model(io.BytesIO(normed.SerializeToString()))
+        exact = {"INFERENCE_PRECISION_HINT": "f32"}
+        want = openvino.compile_model(model.clone(), "CPU", exact)(made.inputs()[:1])[0]
+        lowered = lower_nncf(model, normed, made, {"first": "first", "last": "last"}, [])
+        got = openvino.compile_model(lowered, "CPU", exact)(made.inputs()[:1])[0]
+    assert np.sqrt(np.mean((got - want) ** 2)) < 0.5 * want.std(), "1.1 and more with the variance in INT8"
+    kinds = ("ReduceMean", "Subtract", "Sqrt", "Divide", "Power")
+    read = {
+        op.get_type_name(): {value.get_node().get_type_name() for value in op.input_values()}
+        for op in lowered.get_ordered_ops()
+    }
+    assert not any("FakeQuantize" in read.get(kind, set()) for kind in kinds)
+    assert "FakeQuantize" in read["Convolution"]
+
+
 def test_an_nncf_preset_that_does_not_exist(tmp_path: Path) -> None:
     import onnx
 
