@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.golden import random_photo
+from export.golden import random_photo, sample_photo
 from export.parity import check_parity
 from export.quantization import Quantization
 from export.registry import get_target
@@ -17,6 +17,8 @@ from models.registry import create_model, get_spec, get_task
 from models.spec import Precision
 from optimize.prune import PruneConfig
 from optimize.pruner import prepare
+from optimize.sensitivity import Scorer
+from optimize.simulation import SimulatedInt8
 
 SIZE = (32, 32)
 CASES = [
@@ -33,12 +35,16 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A tiny network in the built-in style, with a calibration record across the strengths."""
     torch.manual_seed(2)
     folder = tmp_path_factory.mktemp("styled")
-    photos = torch.cat([random_photo(SIZE, seed=seed) for seed in range(8)])
-    save_tensors({"input": get_task("style").prepare(photos)[0]}, folder / "c.safetensors")
-    record = Quantization(calibration=folder / "c.safetensors", samples=8, sha256=sha256_of(folder / "c.safetensors"))
-    net = create_model("adain", width=4)
+    photos = torch.cat([sample_photo(SIZE), *(random_photo(SIZE, seed=seed) for seed in range(7))])
+    task = get_task("style")
+    inputs = task.prepare(photos)[0]
+    save_tensors({"input": inputs}, folder / "c.safetensors")
+    net = create_model("adain", width=4).bake(pattern((64, 64)))
+    simulation = SimulatedInt8(net, inputs)
+    noise = Scorer(simulation, task, photos).noise(simulation.layers)  # what the engines are held to
+    record = Quantization(folder / "c.safetensors", samples=8, sha256=sha256_of(folder / "c.safetensors"), noise=noise)
     return save_network(
-        net.bake(pattern((64, 64))),
+        net,
         folder / "adain.safetensors",
         model="adain",
         task="style",
