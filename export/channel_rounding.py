@@ -1,9 +1,11 @@
-"""What ONNX Runtime rounds behind a convolution: each channel over its own range, at no cost.
+"""What ONNX Runtime rounds between a convolution and a norm: each channel over its own range.
 
 Its integer convolution must round what it makes, all channels with one scale, and a norm amplifies what that leaves of
 a weak channel. So the filters are scaled until every channel fills all 256 levels, and where only float operators read
-the result the dequantization behind it scales each channel back. Measured on fast style transfer (wave, 192x192, three
-photos), PSNR to the float network: 37.9 dB without and 42.2 dB with it, at the same speed.
+the result, a norm among them, the dequantization behind it scales each channel back. Measured on fast style transfer
+(wave, 192x192, three photos), PSNR to the float network: 37.9 dB without and 42.2 dB with it, at the same speed.
+Elsewhere one scale is as good and its dequantization faster: a residual network with gains of its channels takes 3.4 ms
+a call with one scale and 4.4 ms with one a channel.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _LEVELS = 255
 _WEAKEST = 1e-4  # a channel that never speaks is not scaled up without end
 #: Operators without an integer kernel; another one that is rounded on both sides becomes one.
 _NORMS = ("InstanceNormalization", "GroupNormalization", "LayerNormalization", "BatchNormalization")
+_STARTS_A_NORM = (*_NORMS, "ReduceMean")  # one that is written out takes the mean first
 
 Scales = tuple["NDArray[np.float32]", "NDArray[np.uint8]"]
 
@@ -88,7 +91,7 @@ def scale_back(model: onnx.ModelProto, scales: Mapping[str, Scales]) -> None:
 
 
 def _read_by_floats(model: onnx.ModelProto, rounded: Collection[str]) -> list[Any]:
-    """Return the rounded convolutions with filters of their own whose result only float operators read."""
+    """Return the rounded convolutions with own filters whose result is an output, or goes to floats and a norm."""
     readers: dict[str, list[Any]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
@@ -109,4 +112,5 @@ def _read_by_floats(model: onnx.ModelProto, rounded: Collection[str]) -> list[An
         and node.name in rounded
         and all(len(readers[name]) == 1 for name in node.input[1:])
         and all(stays_float(reader) for reader in readers[node.output[0]])
+        and (not readers[node.output[0]] or any(r.op_type in _STARTS_A_NORM for r in readers[node.output[0]]))
     ]

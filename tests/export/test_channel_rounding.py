@@ -70,6 +70,11 @@ def error(model: Any, folder: Path, layers: Sequence[str]) -> tuple[float, Any]:
     return float(np.sqrt(np.square(answer(lowered, x) - wanted).mean() / np.square(wanted).mean())), lowered
 
 
+def scaled(model: Any) -> set[str]:
+    """Return the convolutions whose channels have a scale each."""
+    return {name.partition(".")[0] for node in model.graph.node for name in node.input if ".channel_scale" in name}
+
+
 def test_a_norm_behind_a_convolution_gets_its_weak_channels_as_they_are(tmp_path: Path) -> None:
     steps = [conv("a", "input"), norm("n", "a"), conv("b", "n")]
     weights = {"a.weight": filters(1, (1, 1, 1, 0.004)), "b.weight": filters(2), **CONSTANTS}
@@ -80,22 +85,38 @@ def test_a_norm_behind_a_convolution_gets_its_weak_channels_as_they_are(tmp_path
     assert [item.i for item in back.attribute] == [1]
 
 
-@pytest.mark.parametrize("gate", ["silu", "product", "sum"])
-def test_what_an_integer_operator_may_read_keeps_one_scale(tmp_path: Path, gate: str) -> None:
-    """A product or an activation between two roundings runs on integers, which know no scale a channel."""
-    steps = {
-        "silu": [conv("a", "input"), helper.make_node("Sigmoid", ["a"], ["s"], name="s")],
-        "product": [conv("a", "input"), conv("s", "input")],
-        "sum": [conv("a", "input"), conv("s", "input")],
-    }[gate]
-    kind = "Add" if gate == "sum" else "Mul"
-    steps += [helper.make_node(kind, ["a", "s"], ["m"], name="m"), conv("b", "m")]
-    layers = [node.name for node in steps if node.op_type == "Conv"]
-    weights = {f"{name}.weight": filters(seed) for seed, name in enumerate(layers)}
-    lost, lowered = error(graph(steps, weights, "b"), tmp_path, layers)
+@pytest.mark.parametrize("kind", ["Mul", "Add"])
+def test_what_an_integer_operator_may_read_keeps_one_scale(tmp_path: Path, kind: str) -> None:
+    """A product or a sum between two roundings runs on integers, which know no scale a channel."""
+    steps = [
+        conv("a", "input"),
+        conv("s", "input"),
+        helper.make_node(kind, ["a", "s"], ["m"], name="m"),
+        conv("b", "m"),
+    ]
+    steps += [norm("n", "a"), helper.make_node("Add", ["b", "n"], ["sum"], name="sum"), conv("c", "sum")]
+    weights = {f"{name}.weight": filters(seed) for seed, name in enumerate("asbc")}
+    lost, lowered = error(graph(steps, {**weights, **CONSTANTS}, "c"), tmp_path, list("asbc"))
     assert lost < 0.03
-    scaled = {name.partition(".")[0] for node in lowered.graph.node for name in node.input if ".channel_scale" in name}
-    assert scaled == ({"a", "b"} if gate == "silu" else {"b"})
+    assert scaled(lowered) == {"c"}  # the output
+
+
+def test_one_scale_is_enough_where_no_norm_reads(tmp_path: Path) -> None:
+    gate = [helper.make_node("Sigmoid", ["a"], ["s"], name="s"), helper.make_node("Mul", ["a", "s"], ["m"], name="m")]
+    weights = {"a.weight": filters(1), "b.weight": filters(2)}
+    lost, lowered = error(graph([conv("a", "input"), *gate, conv("b", "m")], weights, "b"), tmp_path, ["a", "b"])
+    assert lost < 0.03
+    assert scaled(lowered) == {"b"}  # the output
+
+
+def test_a_norm_that_is_written_out_counts(tmp_path: Path) -> None:
+    mean = helper.make_node("ReduceMean", ["a", "axes"], ["mean"], name="mean", keepdims=1)
+    steps = [conv("a", "input"), mean, helper.make_node("Sub", ["a", "mean"], ["n"], name="n"), conv("b", "n")]
+    model = graph(steps, {"a.weight": filters(1), "b.weight": filters(2)}, "b")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3], np.int64), "axes"))
+    lost, lowered = error(model, tmp_path, ["a", "b"])
+    assert lost < 0.03
+    assert "a" in scaled(lowered)
 
 
 def test_filters_that_two_layers_share_are_not_rescaled() -> None:
