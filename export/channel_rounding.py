@@ -48,7 +48,7 @@ def fill_levels(
     numpy, tools = require("numpy", "onnx"), require("onnx", "onnx").numpy_helper
     graph, found = model.graph, {}
     constants = {item.name: item for item in graph.initializer}
-    for node in _read_by_floats(model, rounded):
+    for node in _rescalable(model, rounded):
         name = node.output[0]
         own = [constants[item] for item in node.input[1:] if item in constants]
         if name not in ranges or len(own) < len(node.input) - 1:
@@ -90,18 +90,18 @@ def scale_back(model: onnx.ModelProto, scales: Mapping[str, Scales]) -> None:
         node.attribute.append(module.helper.make_attribute("axis", 1))
 
 
-def _read_by_floats(model: onnx.ModelProto, rounded: Collection[str]) -> list[Any]:
+def _rescalable(model: onnx.ModelProto, rounded: Collection[str]) -> list[Any]:
     """Return the rounded convolutions with own filters whose result is an output, or goes to floats and a norm."""
     readers: dict[str, list[Any]] = defaultdict(list)
     for node in model.graph.node:
         for name in node.input:
             readers[name].append(node)
     integers = {name for node in model.graph.node if node.name in rounded for name in (*node.input, *node.output)}
+    constants = {item.name for item in model.graph.initializer}
 
     def stays_float(node: Any) -> bool:
         if node.name in rounded:
             return False
-        constants = {item.name for item in model.graph.initializer}
         both_sides = integers.issuperset(set(node.input) - constants) and not integers.isdisjoint(node.output)
         return node.op_type in _NORMS or not both_sides
 

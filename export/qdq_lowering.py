@@ -33,8 +33,8 @@ def lower_qdq(
     """Insert QuantizeLinear / DequantizeLinear pairs into a float graph whose BatchNorm is folded.
 
     ``onnxruntime``: asymmetric uint8 activations, symmetric int8 weights per output channel, int32 bias (symmetric
-    int8 activations run at half the speed there), inputs and outputs of a layer rounded. A convolution that only float
-    operators read rounds each channel over its own range (``export.channel_rounding``); a last one before a norm stays
+    int8 activations run at half the speed there), inputs and outputs of a layer rounded. A convolution that
+    a norm reads rounds each channel over its own range (``export.channel_rounding``); a last one before a norm stays
     float; a transposed one, which has no integer kernel there, is float too and keeps its weights in 8 bits.
     ``tensorrt``: symmetric int8 activations and weights, float bias (its parser rejects an int32 bias), only inputs
     rounded: the engine fuses what lies between a layer and the next rounding.
@@ -63,9 +63,6 @@ def lower_qdq(
     if dialect == "onnxruntime":
         excluded += _before_a_last_norm(model, behind)
     onnx_module = require("onnx", "onnx")
-    tools = require("onnxruntime.quantization", "onnx")
-    calibrate = require("onnxruntime.quantization.calibrate", "onnx")
-    numpy = require("numpy", "onnx")
     symmetric = dialect == "tensorrt"
     corrected = _corrected(onnx_module, model, quantization, nodes)
     measured = activation_ranges(model, quantization, nodes)
@@ -74,10 +71,24 @@ def lower_qdq(
         rounded = {n.name for n in model.graph.node if n.op_type in _OPERATORS[dialect]}.difference(excluded)
         scales = fill_levels(corrected, channel_ranges(model, quantization), rounded)
         measured |= {node.output[0]: FULL for node in model.graph.node if node.name in scales}
-    inferred = onnx_module.shape_inference.infer_shapes(corrected)
+    lowered = _quantize(onnx_module.shape_inference.infer_shapes(corrected), measured, excluded, dialect)
+    if not symmetric:
+        scale_back(lowered, scales)
+        _store_transposed(onnx_module, lowered, excluded)
+    return lowered
+
+
+def _quantize(
+    model: onnx.ModelProto, measured: Mapping[str, tuple[float, float]], excluded: list[str], dialect: Dialect
+) -> onnx.ModelProto:
+    """Insert the pairs with onnxruntime's quantizer: ``measured`` is the range of each tensor; ``model`` is used up."""
+    tools = require("onnxruntime.quantization", "onnx")
+    calibrate = require("onnxruntime.quantization.calibrate", "onnx")
+    numpy = require("numpy", "onnx")
+    symmetric = dialect == "tensorrt"
     ranges = {name: (numpy.float32(low), numpy.float32(high)) for name, (low, high) in measured.items()}
     quantizer = require("onnxruntime.quantization.qdq_quantizer", "onnx").QDQQuantizer(
-        inferred,
+        model,
         True,
         False,
         tools.QuantType.QInt8,
@@ -95,9 +106,6 @@ def lower_qdq(
     )
     quantizer.quantize_model()
     lowered: onnx.ModelProto = quantizer.model.model
-    if not symmetric:
-        scale_back(lowered, scales)
-        _store_transposed(onnx_module, lowered, excluded)
     return lowered
 
 

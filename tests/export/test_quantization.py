@@ -285,9 +285,21 @@ def test_openvino_computes_on_integers(tmp_path: Path, graph: Any, nodes: dict[s
     assert integer_layers([head]) == len(nodes) - 1
 
 
+def normed_graph(folder: Path, steps: list[Any], values: dict[str, Any], *others: Any) -> tuple[Any, Quantization]:
+    """A graph from ``x`` to ``y``, both (1, 8, 16, 16), with a norm between two convolutions, and its record."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 16, 16]) for name in "xy"]
+    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
+    parts = helper.make_graph(steps, "g", ends[:1], ends[1:], [*constants, *others])
+    save_tensors({"input": torch.rand(2, 8, 16, 16)}, path := folder / "calibration.safetensors")
+    model = helper.make_model(parts, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    return model, Quantization(calibration=path, samples=2)
+
+
 def test_what_goes_into_a_norm_is_not_rounded(tmp_path: Path) -> None:
     import openvino
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper
 
     rng = np.random.default_rng(0)
     steps = [
@@ -295,14 +307,9 @@ def test_what_goes_into_a_norm_is_not_rounded(tmp_path: Path) -> None:
         helper.make_node("InstanceNormalization", ["a", "scale", "shift"], ["b"], name="norm"),
         helper.make_node("Conv", ["b", "last.weight"], ["y"], name="last", pads=[1, 1, 1, 1]),
     ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 16, 16]) for name in "xy"]
     values = {f"{name}.weight": rng.standard_normal((8, 8, 3, 3)) for name in ("first", "last")}
     values.update(scale=np.ones(8), shift=np.zeros(8))
-    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
-    parts = helper.make_graph(steps, "g", ends[:1], ends[1:], constants)
-    normed = helper.make_model(parts, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    save_tensors({"input": torch.rand(2, 8, 16, 16)}, path := tmp_path / "calibration.safetensors")
-    made = Quantization(calibration=path, samples=2)
+    normed, made = normed_graph(tmp_path, steps, values)
     with quiet():
         model = openvino.convert_model(io.BytesIO(normed.SerializeToString()))
         lowered = lower_nncf(model, normed, made, {"first": "first", "last": "last"}, [])
@@ -315,7 +322,7 @@ def test_what_goes_into_a_norm_is_not_rounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("square", ["Mul", "Pow"])
 def test_nothing_in_a_norm_that_is_written_out_is_rounded(tmp_path: Path, square: str) -> None:
     import openvino
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     rng = np.random.default_rng(0)
     make = helper.make_node
@@ -331,16 +338,10 @@ def test_nothing_in_a_norm_that_is_written_out_is_rounded(tmp_path: Path, square
         make("Div", ["c", "deviation"], ["b"], name="div"),
         make("Conv", ["b", "last.weight"], ["y"], name="last", pads=[1, 1, 1, 1]),
     ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 8, 16, 16]) for name in "xy"]
     values = {f"{name}.weight": rng.standard_normal((8, 8, 3, 3)) for name in ("first", "last")}
     values["first.weight"][0] *= 1e-3  # a weak channel: its deviation is no level of INT8
     values.update(epsilon=np.full(1, 1e-8), two=np.full(1, 2.0), factor=np.full(1, 256 / 255))
-    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in values.items()]
-    constants.append(numpy_helper.from_array(np.array([2, 3]), "places"))
-    parts = helper.make_graph(steps, "g", ends[:1], ends[1:], constants)
-    normed = helper.make_model(parts, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    save_tensors({"input": torch.rand(2, 8, 16, 16)}, path := tmp_path / "calibration.safetensors")
-    made = Quantization(calibration=path, samples=2)
+    normed, made = normed_graph(tmp_path, steps, values, numpy_helper.from_array(np.array([2, 3]), "places"))
     with quiet():
         model = openvino.convert_model(io.BytesIO(normed.SerializeToString()))
         exact = {"INFERENCE_PRECISION_HINT": "f32"}
