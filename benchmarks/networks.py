@@ -1,9 +1,9 @@
 """What networks cost at full width before anybody trains them: parameters, MACs, milliseconds by target and precision.
 
 A network is chosen before it is trained, and its time does not depend on its weights. So each one is built with random
-weights (or those of ``weights``), exported to every target and precision, and timed: the engines of one network
-interleaved, on one photo, with a batch of one. INT8 is calibrated on a few photos, so that the engine computes what
-an engine of trained weights would.
+weights (or those of ``weights``), exported to every target and precision, and timed on one photo with a batch of one:
+the engines of one network interleaved, as many at a time as memory holds. INT8 is calibrated on a few photos, so that
+the engine computes what an engine of trained weights would.
 
 Smoothness needs trained weights of a task whose output is a picture of its own, such as an overlay: the mean absolute
 difference of neighbouring pixels of the output over that of the target. 1 is as smooth as the target, above is rougher.
@@ -11,9 +11,11 @@ difference of neighbouring pixels of the output over that of the target. 1 is as
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.contest import Contestant, open_contestants, say
 from benchmarks.cost import cost
-from benchmarks.machine import Interference, pinned
+from benchmarks.machine import Interference, describe_machine, pinned
 from benchmarks.networks_table import NetworkRow, write_networks
 from benchmarks.run import default_threads, feed
 from benchmarks.settings import Settings
@@ -31,11 +33,11 @@ from benchmarks.timing import Measurement, measure_interleaved
 from benchmarks.zoo_table import Engine
 from export.quantization import save_calibrated
 from export.registry import get_target
-from models.artifact import Artifact, load_network, save_network
-from models.errors import ConfigError, MissingExtraError, RunFolderError, UnsupportedError, explain
+from models.artifact import Artifact, load_network, save_network, write_json
+from models.errors import ConfigError, MissingExtraError, PareError, RunFolderError, UnsupportedError, explain
 from models.photos import centre_crop, to_batch
 from models.progress import NULL_PROGRESS, Progress
-from models.registry import create_model, get_spec, get_task
+from models.registry import MODELS, create_model, get_spec, get_task
 from models.spec import Precision
 
 if TYPE_CHECKING:
@@ -46,8 +48,11 @@ if TYPE_CHECKING:
     from models.spec import ModelSpec
     from models.tasks.base import Task
 
+_ROW = "row.json"
 _PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _CALIBRATION_PHOTOS = 4
+#: The next engine is opened while so many times the memory of the largest one is there.
+_ROOM = 2.0
 #: Standard deviation of what replaces parameters that start at zero: a neutral network would quantize to nothing.
 _NOISE = 0.02
 
@@ -63,6 +68,9 @@ def measure_networks(
     progress: Progress = NULL_PROGRESS,
 ) -> list[NetworkRow]:
     """Export and time every network, and write ``out/networks.json`` and ``out/networks.md`` after each.
+
+    A network that is finished in ``out`` under the same settings is not measured again, and is in the table even where
+    ``names`` leaves it out; files of one that was interrupted are not made again.
 
     Args:
         names: Registry names.
@@ -86,46 +94,97 @@ def measure_networks(
     for target in targets:
         get_target(target)
     settings = replace(settings, threads=settings.threads or default_threads())
-    rows = []
-    with progress.track("Networks", total=len(names)) as bar:
-        for name in names:
+    jobs = {name: _Job(get_spec(name), photos, out, tuple(targets), settings, weights) for name in names}
+    others = {path.parent.name for path in out.glob(f"*/{_ROW}")} - {job.folder.name for job in jobs.values()}
+    for name in sorted(others & set(MODELS)):
+        jobs[name] = _Job(get_spec(name), photos, out, tuple(targets), settings, weights)
+    rows = {name: row for name, job in jobs.items() if (row := job.finished()) is not None}
+    todo = [name for name in names if name not in rows]
+    for name in names:
+        if name in rows:
+            progress.note(f"{name}: finished before, not measured again")
+    with progress.track("Networks", total=len(names), completed=len(names) - len(todo)) as bar:
+        for name in todo:
             bar.advance(0, model=name)
-            rows.append(_measure(name, photos, out, targets, settings, weights))
-            write_networks(out, rows, settings)
+            rows[name] = _measure(jobs[name])
+            write_networks(out, [rows[other] for other in jobs if other in rows], settings)
             bar.advance(1)
-    return rows
+    table = [rows[name] for name in jobs if name in rows]
+    write_networks(out, table, settings)
+    return table
 
 
-def _measure(
-    name: str, photos: PhotoSet, out: Path, targets: Sequence[str], settings: Settings, weights: Path | None
-) -> NetworkRow:
-    spec, folder = get_spec(name), out / name.rpartition(":")[2]
+@dataclass(frozen=True)
+class _Job:
+    """One network, and everything that its row depends on."""
+
+    spec: ModelSpec
+    photos: PhotoSet
+    out: Path
+    targets: tuple[str, ...]
+    settings: Settings
+    weights: Path | None
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.spec.name.rpartition(":")[2]
+
+    @property
+    def trained(self) -> Path | None:
+        """The file of trained weights, if there is one."""
+        found = self.weights.rglob(f"{self.spec.name}.safetensors") if self.weights is not None else ()
+        return next(iter(sorted(found)), None)
+
+    def finished(self) -> NetworkRow | None:
+        """Return the row of an earlier run of the same settings on this machine."""
+        try:
+            known = json.loads((self.folder / _ROW).read_text(encoding="utf-8"))
+            return NetworkRow.from_json(known["row"]) if known["key"] == self._key() else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def finish(self, row: NetworkRow) -> None:
+        """Keep the row."""
+        write_json(self.folder / _ROW, {"key": self._key(), "row": asdict(row)})
+
+    def _key(self) -> str:
+        trained = None if self.trained is None else hashlib.sha256(self.trained.read_bytes()).hexdigest()
+        machine = describe_machine(threads=self.settings.threads).id
+        content = [self.spec.name, self.settings.to_json(), self.targets, trained, self.photos.fingerprint, machine]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _measure(job: _Job) -> NetworkRow:
+    spec, folder, photos, settings, trained = job.spec, job.folder, job.photos, job.settings, job.trained
     task = get_task(spec.task)
     shown = [photos.load(index) for index in range(min(_CALIBRATION_PHOTOS, len(photos)))]
     size = task.photo_size(settings.input_size)
     rgb = to_batch([centre_crop(photo, *size) for photo in shown])
-    trained = next(iter(sorted(weights.rglob(f"{name}.safetensors"))), None) if weights is not None else None
     _make(folder)
     network = _save_network(spec, folder, trained)
     net = load_network(network)
     inputs, truth = task.prepare(rgb)
     spent = cost(net, (1, int(inputs.shape[1]), *settings.input_size))
     calibrated = save_calibrated(network, folder, inputs)
-    made, refused = _export_all(network, calibrated, targets, folder, settings)
-    engines, eager, busy = _time([network, *made], task, centre_crop(shown[0], *size), settings)
-    engines += refused
-    order = {(target, str(kind)): place for place, (target, kind) in enumerate(_pairs(targets))}
-    return NetworkRow(
-        model=name,
+    made, refused = _export_all(network, calibrated, job.targets, folder, settings)
+    timed = _time([network, *made], task, centre_crop(shown[0], *size), settings)
+    order = {(target, str(kind)): place for place, (target, kind) in enumerate(_pairs(job.targets))}
+    engines = [*refused, *(_engine(contestant, timed.times.get(contestant.name)) for contestant in timed.contest[1:])]
+    eager = timed.times.get(timed.contest[0].name)
+    row = NetworkRow(
+        model=spec.name,
         params_m=spent.params_m,
         gmacs=spent.gmacs,
         height=settings.input_size[0],
         width=settings.input_size[1],
-        torch_ms=eager,
+        torch_ms=None if eager is None else eager.p50_ms,
         engines=tuple(sorted(engines, key=lambda engine: order[engine.target, engine.precision])),
         smoothness=_smoothness(net, inputs, truth) if trained is not None else None,
-        interference=busy,
+        interference=max(timed.interference, default=None),
+        groups=timed.groups,
     )
+    job.finish(row)
+    return row
 
 
 def _save_network(spec: ModelSpec, folder: Path, trained: Path | None) -> Artifact:
@@ -152,6 +211,9 @@ def _export_all(
     for name, kind in _pairs(targets):
         row, source = get_target(name), calibrated if kind is Precision.INT8 else network
         path = folder / f"{network.path.stem}-{kind}{row.suffix}"
+        if (known := _made_before(path, source, settings)) is not None:
+            made.append(known)
+            continue
         try:
             made.append(row.load().export(source, path, precision=kind, input_size=settings.input_size))
         except (MissingExtraError, UnsupportedError) as error:
@@ -161,29 +223,82 @@ def _export_all(
     return made, refused
 
 
-def _time(
-    artifacts: Sequence[Artifact], task: Task, pixels: NDArray[np.uint8], settings: Settings
-) -> tuple[list[Engine], float | None, float | None]:
-    """Time the first artifact, which is PyTorch's, and the others; return (engines, PyTorch ms, interference)."""
-    before = torch.get_num_threads()
-    with ExitStack() as stack:
-        cpus = stack.enter_context(pinned(settings.threads))
-        stack.callback(torch.set_num_threads, before)
-        torch.set_num_threads(settings.threads or before)
-        size = settings.input_size
-        contest = open_contestants(artifacts, stack, threads=settings.threads, input_size=size, probes=False)
-        able = {c.name: partial(c.infer, feed(c.subject, task, pixels)) for c in contest if c.can_be_timed}
-        with Interference(cpus) as others:
-            times = measure_interleaved(
-                able,
-                warmup=settings.warmup,
-                iterations=settings.iterations,
-                max_seconds=settings.max_seconds,
-                seed=settings.seed,
-            )
-    eager = times.get(contest[0].name)
-    engines = [_engine(contestant, times.get(contestant.name)) for contestant in contest[1:]]
-    return engines, None if eager is None else eager.p50_ms, others.share
+def _made_before(path: Path, source: Artifact, settings: Settings) -> Artifact | None:
+    """Return the artifact that an interrupted run exported from ``source``, if it is there."""
+    try:
+        known = Artifact.load(path)
+        size = tuple(known.metadata["contract"]["input_size"])
+    except (PareError, OSError, KeyError, TypeError):
+        return None
+    return known if known.parent_sha256 == source.sha256 and size == tuple(settings.input_size) else None
+
+
+@dataclass
+class _Timed:
+    """What was measured, group by group."""
+
+    contest: list[Contestant] = field(default_factory=list)
+    times: dict[str, Measurement] = field(default_factory=dict)
+    interference: list[float] = field(default_factory=list)
+    groups: int = 0
+
+
+def _time(artifacts: Sequence[Artifact], task: Task, pixels: NDArray[np.uint8], settings: Settings) -> _Timed:
+    """Time the artifacts, the first of which is PyTorch's: as many at a time as memory holds."""
+    timed, before = _Timed(), torch.get_num_threads()
+    waiting = list(artifacts)
+    while waiting:
+        with ExitStack() as stack:
+            cpus = stack.enter_context(pinned(settings.threads))
+            stack.callback(torch.set_num_threads, before)
+            torch.set_num_threads(settings.threads or before)
+            contest = _open_group(waiting, stack, task, pixels, settings)
+            able = {c.name: partial(c.infer, feed(c.subject, task, pixels)) for c in contest if c.can_be_timed}
+            with Interference(cpus) as others:
+                timed.times |= measure_interleaved(
+                    able,
+                    warmup=settings.warmup,
+                    iterations=settings.iterations,
+                    max_seconds=settings.max_seconds,
+                    seed=settings.seed,
+                )
+        timed.contest += contest
+        timed.interference += [] if others.share is None else [others.share]
+        timed.groups += 1
+        for contestant in contest:
+            contestant.runner = None  # closed
+        del waiting[: len(contest)], able
+    return timed
+
+
+def _open_group(
+    artifacts: Sequence[Artifact], stack: ExitStack, task: Task, pixels: NDArray[np.uint8], settings: Settings
+) -> list[Contestant]:
+    """Open the first of ``artifacts``, and more while there is room; each is called: that is when it takes memory."""
+    contest: list[Contestant] = []
+    largest = 0.0
+    for artifact in artifacts:
+        free = _free_bytes()
+        if contest and free < _ROOM * largest:
+            break
+        opened = open_contestants(
+            [artifact], stack, threads=settings.threads, input_size=settings.input_size, probes=False
+        )
+        for one in opened:
+            try:
+                if one.can_be_timed:
+                    one.infer(feed(one.subject, task, pixels))
+            except Exception as error:  # a third-party runtime may raise anything; the other engines go on
+                one.drop("failed", error)
+        contest += opened
+        largest = max(largest, free - _free_bytes())
+    return contest
+
+
+def _free_bytes() -> float:
+    import psutil
+
+    return float(psutil.virtual_memory().available)
 
 
 def _engine(contestant: Contestant, times: Measurement | None) -> Engine:

@@ -33,6 +33,7 @@ class NetworkRow:
         engines: One a target and precision.
         smoothness: Mean gradient of the output over that of the target; None for untrained weights.
         interference: Part of the processors that other processes used meanwhile, 0 to 1.
+        groups: How many groups the engines were timed in, one after another: 1 where memory held all of them.
     """
 
     model: str
@@ -44,6 +45,16 @@ class NetworkRow:
     engines: tuple[Engine, ...]
     smoothness: float | None
     interference: float | None
+    groups: int = 1
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> NetworkRow:
+        """Read what ``dataclasses.asdict`` gave.
+
+        Raises:
+            TypeError: A field is unknown or missing.
+        """
+        return cls(**{**content, "engines": tuple(Engine(**engine) for engine in content["engines"])})
 
 
 def write_networks(out: Path, rows: Sequence[NetworkRow], settings: Settings) -> None:
@@ -77,6 +88,8 @@ def markdown(rows: Sequence[NetworkRow], machine: Mapping[str, Any], settings: S
     said += "call, the engines of a network interleaved; `~`: quartiles further apart than 10%."
     busy = [f"{row.model} {row.interference:.0%}" for row in rows if (row.interference or 0.0) > BUSY_LIMIT]
     notes = [f"> Other processes used the processors meanwhile: {', '.join(busy)}."] if busy else []
+    if split := [f"{row.model} in {row.groups} groups" for row in rows if row.groups > 1]:
+        notes.append(f"> Not interleaved, for memory did not hold all engines at once: {', '.join(split)}.")
     why = [f"- {', '.join(who)}: {reason}" for reason, who in reasons.items()]
     parts = ["# Networks", said, *notes, table([*head, "Smoothness"], body)]
     return "\n\n".join([*parts, *(["## What was not timed, and why", "\n".join(why)] if why else [])]) + "\n"

@@ -25,6 +25,7 @@ NOISE_LIMIT = 0.10
 _BLOCKS = 10
 _SETTLE_CALLS = 2
 _SETTLE_NS = 20_000_000
+_LONG_NS = 1_000_000_000  # a call of a second has settled by itself
 _LEAST_SAMPLES = 3
 _NS_PER_S = 1e9
 _NS_PER_MS = 1e6
@@ -172,7 +173,7 @@ class _Player:
         gc.disable()
         try:
             settled, calls = 0, 0
-            while calls < _SETTLE_CALLS or settled < _SETTLE_NS:
+            while settled < _SETTLE_NS or (calls < _SETTLE_CALLS and settled < _LONG_NS):
                 settled += self._once()
                 calls += 1
             for _ in range(size):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract, contract_of, embedded
 from export.files import check_output, replacing, write_bytes
-from export.onnx_graph import finish
+from export.onnx_graph import finish, share_constants
 from export.quiet import quiet
 from export.registry import get_target
 from export.screens import kept_names, probes, screen_artifact
@@ -306,8 +306,9 @@ def write_onnx(
     contract: Contract,
     metadata: Mapping[str, Any] | None = None,
 ) -> Artifact:
-    """Write ``model`` with its contract inside, and the sidecar."""
+    """Write ``model`` with its contract inside, equal constants once, and the sidecar; ``model`` changes."""
     onnx = require("onnx", "onnx")
+    share_constants(model)
     onnx.helper.set_model_props(model, embedded(contract, artifact))
     write_bytes(output, model.SerializeToString())
     content = {

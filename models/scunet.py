@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.layers import sizes
 from models.outputs import Form, bounded_map, check_form, neutral
-from models.windows import ROLL, attend, merge, partition, relative_places, roll, shift_mask, split_heads
+from models.windows import ROLL, attend, merge, partition, relative_places, roll, shift_masks, split_heads
 
 
 class WindowAttention(nn.Module):
@@ -49,8 +49,8 @@ class WindowAttention(nn.Module):
         )
         pixels = self.window * self.window
         bias = self.relative_position_params.flatten(1)[:, self.places].reshape(-1, pixels, pixels)
-        mask = shift_mask(height, width, self.window, self.shift, x) if self.shift else None
-        mixed = self.linear(attend(q, k, v, bias, mask, scale=self.scale))
+        masks = shift_masks(height, width, self.window, self.shift, x) if self.shift else None
+        mixed = self.linear(attend(q, k, v, bias, masks, scale=self.scale))
         x = merge(mixed, self.window, height, width)
         return roll(x, self.shift) if self.shift else x
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.layers import sizes
 from models.outputs import Form, bounded_map, check_form, neutral
-from models.windows import ROLL, attend, merge, partition, relative_places, roll, shift_mask, split_heads
+from models.windows import ROLL, attend, merge, partition, relative_places, roll, shift_masks, split_heads
 
 _DERIVED = ("attn_mask", "relative_position_index")
 _MEAN = (0.4488, 0.4371, 0.4040)
@@ -38,12 +38,12 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(windows, pixels, C) and the mask of ``models.windows.shift_mask`` -> (windows, pixels, C)."""
+    def forward(self, x: Tensor, masks: tuple[Tensor, Tensor] | None) -> Tensor:
+        """(windows, pixels, C) and ``models.windows.shift_masks`` -> (windows, pixels, C)."""
         pixels = sizes(x)[1]
         q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, dim=-1))
         bias = self.relative_position_bias_table[self.places].reshape(pixels, pixels, -1).permute(2, 0, 1)
-        y: Tensor = self.proj(attend(q, k, v, bias, mask, scale=self.scale))
+        y: Tensor = self.proj(attend(q, k, v, bias, masks, scale=self.scale))
         return y
 
 
@@ -78,8 +78,8 @@ class SwinBlock(nn.Module):
         y = self.norm1(x)
         if self.shift:
             y = roll(y, -self.shift)
-        mask = shift_mask(height, width, self.window, self.shift, x) if self.shift else None
-        y = merge(self.attn(partition(y, self.window), mask), self.window, height, width)
+        masks = shift_masks(height, width, self.window, self.shift, x) if self.shift else None
+        y = merge(self.attn(partition(y, self.window), masks), self.window, height, width)
         x = x + (roll(y, self.shift) if self.shift else y)
         return x + self.mlp(self.norm2(x))
 

@@ -44,15 +44,24 @@ def regions(size: int, window: int, shift: int, like: Tensor) -> Tensor:
     return (place >= size - window).to(like.dtype) + (place >= size - shift).to(like.dtype)
 
 
-def shift_mask(height: int, width: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Return what is added to the attention of shifted windows: (H * W / window^2, 1, window^2, window^2).
+def shift_masks(height: int, width: int, window: int, shift: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what is added to the attention of shifted windows, for each row of windows and for each column of them.
 
-    Zero where two pixels of a window were neighbours before the cyclic shift, ``MASKED`` elsewhere.
+    Zero where two pixels of a window were neighbours before the cyclic shift, ``MASKED`` elsewhere. The mask of a
+    window is the sum of its row's and its column's; those of all windows of 512x512 would take 67 MB.
+
+    Returns:
+        (height / window, 1, window^2, window^2) and (width / window, 1, window^2, window^2).
     """
-    rows, columns = regions(height, window, shift, like), regions(width, window, shift, like)
-    labels = (3 * rows[:, None] + columns[None, :])[None, :, :, None]
-    parts = partition(labels, window)[:, :, 0]
-    return (parts[:, None, :] != parts[:, :, None]).to(like.dtype)[:, None] * MASKED
+    rows, columns = (regions(size, window, shift, like).reshape(-1, window) for size in (height, width))
+    down = rows[:, :, None].expand(-1, window, window).flatten(1)  # the part of each pixel of a window, row by row
+    right = columns[:, None, :].expand(-1, window, window).flatten(1)
+    return _apart(down), _apart(right)
+
+
+def _apart(parts: Tensor) -> Tensor:
+    """(windows, pixels) numbers of parts -> (windows, 1, pixels, pixels), ``MASKED`` where two pixels differ."""
+    return (parts[:, None, :] != parts[:, :, None]).to(parts.dtype)[:, None] * MASKED
 
 
 def relative_places(window: int) -> Tensor:
@@ -64,7 +73,9 @@ def relative_places(window: int) -> Tensor:
     return down * (2 * window - 1) + right
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor, masks: tuple[Tensor, Tensor] | None, *, scale: float
+) -> Tensor:
     """Attention inside of windows.
 
     Args:
@@ -72,16 +83,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None, *
         k: Keys, likewise.
         v: Values (windows, heads, pixels, d).
         bias: Added for each pair of pixels (heads, pixels, pixels).
-        mask: (windows of one photo, 1, pixels, pixels), added; None: none.
+        masks: Of ``shift_masks``, added; None: none.
         scale: Factor of the queries.
 
     Returns:
         (windows, pixels, heads * d).
     """
     scores = torch.matmul(q * scale, k.transpose(-2, -1)) + bias
-    if mask is not None:
-        count, (_, heads, pixels, _) = sizes(mask)[0], sizes(scores)
-        scores = scores.reshape(-1, count, heads, pixels, pixels) + mask
+    if masks is not None:
+        (rows, columns), (_, heads, pixels, _) = masks, sizes(scores)
+        down, across = sizes(rows)[0], sizes(columns)[0]
+        scores = scores.reshape(-1, across, heads, pixels, pixels) + columns
+        scores = scores.reshape(-1, down, across * heads, pixels, pixels) + rows
         scores = scores.reshape(-1, heads, pixels, pixels)
     mixed = torch.matmul(torch.softmax(scores, dim=-1), v).transpose(1, 2)
     windows, pixels, heads, channels = sizes(mixed)

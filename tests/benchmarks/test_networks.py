@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
+from benchmarks import networks
+from benchmarks.contest import Contestant, open_contestants
 from benchmarks.networks import measure_networks
+from benchmarks.networks_table import NetworkRow
 from benchmarks.settings import Settings
 from export import to_onnx
-from models.artifact import save_network
+from models.artifact import Artifact, save_network
 from models.errors import ConfigError, InputSizeError, UnknownNameError, UnsupportedError
 from models.photos import embedded_photos
 from models.registry import create_model
@@ -34,6 +40,53 @@ def test_a_network_is_exported_timed_and_tabled(tmp_path: Path) -> None:
     lines = (tmp_path / "networks.md").read_text().splitlines()
     assert lines[-1].startswith("| hdrnet | 0.48 |")
     assert lines[-1].count("|") == lines[-3].count("|")
+
+
+def test_what_is_finished_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    photos = embedded_photos("train")
+
+    def measure(*names: str, settings: Settings = SETTINGS) -> list[NetworkRow]:
+        return measure_networks(names, photos, tmp_path, targets=["onnx"], settings=settings)
+
+    (first,) = measure("hdrnet")
+    made = (tmp_path / "hdrnet" / "hdrnet-int8.onnx").stat().st_mtime_ns
+    assert measure("hdrnet") == [first]
+    monkeypatch.setattr(networks, "_export_all", lambda *_: ([], []))
+    assert [row.model for row in measure("adafm")] == ["adafm", "hdrnet"]  # what is there stays in the table
+    assert "| hdrnet | 0.48 |" in (tmp_path / "networks.md").read_text()
+    monkeypatch.undo()
+    (tmp_path / "hdrnet" / "row.json").unlink()  # interrupted after its exports
+    (again,) = (row for row in measure("hdrnet") if row.model == "hdrnet")
+    assert (tmp_path / "hdrnet" / "hdrnet-int8.onnx").stat().st_mtime_ns == made
+    assert again.torch_ms != first.torch_ms
+    (other,) = measure("hdrnet", settings=replace(SETTINGS, input_size=(48, 64)))
+    assert (other.height, other.width) == (48, 64)
+    assert (tmp_path / "hdrnet" / "hdrnet-int8.onnx").stat().st_mtime_ns != made
+
+
+def test_engines_that_do_not_fit_together_are_timed_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    free, opened = [5.0], [0]
+
+    def counting(artifacts: Sequence[Artifact], stack: ExitStack, **given: Any) -> list[Contestant]:
+        def close() -> None:
+            free[0] += 2
+            opened[0] -= 1
+
+        free[0] -= 2  # each takes two of five, and one more needs four
+        opened[0] += 1
+        assert opened[0] <= 1
+        stack.callback(close)
+        return open_contestants(artifacts, stack, **given)
+
+    monkeypatch.setattr(networks, "_free_bytes", lambda: free[0])
+    monkeypatch.setattr(networks, "open_contestants", counting)
+    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), tmp_path, targets=["onnx"], settings=SETTINGS)
+    assert row.groups == 4
+    assert row.torch_ms is not None
+    assert all(engine.p50_ms is not None for engine in row.engines)
+    assert "hdrnet in 4 groups" in (tmp_path / "networks.md").read_text()
 
 
 def test_smoothness_is_that_of_the_trained_weights(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from models.hdrnet import HDRNet, area_weights, slice_grid
 from models.norms import BiasFreeNorm2d, LayerNorm2d
 from models.registry import MODELS, load_object
 from models.unet_convnext import GlobalResponseNorm
-from models.windows import MASKED, merge, partition, relative_places, roll, shift_mask
+from models.windows import MASKED, attend, merge, partition, relative_places, roll, shift_masks
 
 Maker = Callable[[str], tuple[nn.Module, tuple[int, int]]]
 MAPS = sorted(name for name, row in MODELS.items() if row.defaults.get("form") == "map")
@@ -137,12 +137,18 @@ def test_windows_are_rolled_cut_and_joined() -> None:
 def test_shifted_windows_look_only_at_their_neighbours() -> None:
     """A pixel may look at another one when they were less than a window apart before the shift."""
     height, width, window, shift = 8, 12, 4, 2
-    mask = shift_mask(height, width, window, shift, torch.zeros(()))[:, 0]
+    rows, columns = shift_masks(height, width, window, shift, torch.zeros(()))
+    mask = (rows + columns[:, 0]).flatten(0, 1)
     places = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=-1)[None]
     cut = partition(roll(places.float(), -shift), window)
     apart = (cut[:, :, None] - cut[:, None, :]).abs().amax(dim=-1) >= window
-    assert torch.equal(mask == MASKED, apart)
-    assert set(mask.unique().tolist()) == {0.0, MASKED}
+    assert torch.equal(mask <= MASKED, apart)
+    assert set(mask.unique().tolist()) == {0.0, MASKED, 2 * MASKED}
+    queries, bias = torch.zeros(2 * len(mask), 3, 16, 5), torch.zeros(3, 16, 16)
+    values = cut.repeat(2, 1, 1)[:, None].expand(-1, 3, -1, -1)
+    seen = attend(queries, queries, values, bias, (rows, columns), scale=1.0)  # the mean place of whom a pixel sees
+    wanted = torch.stack([torch.softmax(one, -1) @ places for one, places in zip(mask, cut, strict=True)])
+    assert torch.allclose(seen, wanted.repeat(2, 1, 3), atol=1e-5)
 
 
 def test_relative_places_number_the_offsets() -> None:
