@@ -25,7 +25,7 @@ NOISE_LIMIT = 0.10
 _BLOCKS = 10
 _SETTLE_CALLS = 2
 _SETTLE_NS = 20_000_000
-_LONG_NS = 1_000_000_000  # a call of a second has settled by itself
+_LONG_NS = 1_000_000_000  # what a call of a second loses before it has settled is a few thousandths of it
 _LEAST_SAMPLES = 3
 _NS_PER_S = 1e9
 _NS_PER_MS = 1e6
@@ -154,7 +154,7 @@ class _Player:
     """One contestant: its call, its samples, and the time it has left."""
 
     def __init__(self, call: Callable[[], object], max_seconds: float | None) -> None:
-        self.call, self.times_ms, self.warmed = call, list[float](), 0
+        self.call, self.times_ms, self.warmed, self.last_ns = call, list[float](), 0, 0
         self.left_ns = math.inf if max_seconds is None else max_seconds * _NS_PER_S
 
     def warm_up(self, calls: int) -> None:
@@ -166,14 +166,14 @@ class _Player:
             limit -= spent
 
     def play(self, size: int) -> None:
-        """Settle, then record ``size`` calls; the garbage collector waits outside."""
+        """Settle, but for long calls, then record ``size`` calls; the garbage collector waits outside."""
         if self._is_done():
             return
         collecting = gc.isenabled()
         gc.disable()
         try:
             settled, calls = 0, 0
-            while settled < _SETTLE_NS or (calls < _SETTLE_CALLS and settled < _LONG_NS):
+            while self.last_ns < _LONG_NS and (settled < _SETTLE_NS or calls < _SETTLE_CALLS):
                 settled += self._once()
                 calls += 1
             for _ in range(size):
@@ -192,4 +192,5 @@ class _Player:
         self.call()
         spent = max(time.perf_counter_ns() - begin, 1)
         self.left_ns -= spent
+        self.last_ns = spent
         return spent

@@ -31,6 +31,17 @@ def kinds(made: Artifact) -> Counter[str]:
     return Counter(item.get_type_name() for item in read(made).get_ops())
 
 
+def makers(node: object) -> set[str]:
+    """Return the friendly names of everything that leads to ``node``."""
+    found, waiting = set(), [node]
+    while waiting:
+        for value in waiting.pop().input_values():
+            if value.get_node().get_friendly_name() not in found:
+                found.add(value.get_node().get_friendly_name())
+                waiting.append(value.get_node())
+    return found
+
+
 def test_artifact_is_a_folder_whose_hash_covers_graph_and_weights(exported: Exporter, tmp_path: Path) -> None:
     made = exported("openvino")
     assert sorted(path.name for path in made.path.iterdir()) == ["model.bin", "model.xml"]
@@ -75,6 +86,34 @@ def test_int8_quantizes_all_but_the_float_layers(exported: Exporter) -> None:
     assert weights.pop("head") == "Constant"
     assert set(weights.values()) == {"Multiply"}  # int8 weights times their scale
     assert kinds(exported("openvino", Precision.INT8))["FakeQuantize"] >= len(weights)
+
+
+def test_calibration_measures_tensors_in_the_order_they_are_made(
+    quantized_student: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that is measured, and not the answer of the network, is made before what is measured earlier."""
+    from nncf.common.factory import EngineFactory
+
+    compiled = []
+
+    def create(model: object) -> object:
+        compiled.append(model)
+        return own(model)
+
+    own = EngineFactory.create
+    monkeypatch.setattr(EngineFactory, "create", staticmethod(create))
+    made = to_openvino.export(quantized_student, tmp_path / "s.openvino", precision=Precision.INT8, input_size=SIZE)
+    assert made.path.exists()
+    assert EngineFactory.create is create
+    (model,) = compiled
+    results = [result.input_value(0).get_node() for result in model.get_results()]
+    assert len(results) > 10
+    assert results[-1].get_type_name() not in ("ReduceMin", "ReduceMax")
+    for index, later in enumerate(results):
+        needed = makers(later)
+        source = {value.get_node().get_friendly_name() for value in later.input_values()}
+        measured = {one.input_value(0).get_node().get_friendly_name() for one in results[index + 1 : -1]}
+        assert not (needed - source) & measured
 
 
 def test_fp32_computes_in_fp32_and_bf16_does_not(exported: Exporter) -> None:
