@@ -104,23 +104,20 @@ def _earliest_first() -> Iterator[None]:
     on: it went through the whole network first and kept every tensor for later. ``restormer_lite`` at 128x128 took
     1.1 GB, and 0.2 GB this way.
     """
-    import openvino
-
+    openvino = require("openvino", "openvino")
     factory = require("nncf.common.factory", "openvino").EngineFactory
     create = factory.create
 
     def ordered(model: Any) -> Any:
-        if isinstance(model, openvino.Model):
-            places = {operation.get_friendly_name(): place for place, operation in enumerate(model.get_ordered_ops())}
+        places = {operation.get_friendly_name(): place for place, operation in enumerate(model.get_ordered_ops())}
 
-            def place(result: Any) -> int:
-                measured = result.input_value(0).get_node()
-                if measured.get_type_name() in ("ReduceMin", "ReduceMax"):
-                    measured = measured.input_value(0).get_node()
-                return places[measured.get_friendly_name()]
+        def place(result: Any) -> int:
+            measured = result.input_value(0).get_node()
+            if measured.get_type_name() in ("ReduceMin", "ReduceMax"):
+                measured = measured.input_value(0).get_node()
+            return places[measured.get_friendly_name()]
 
-            model = openvino.Model(sorted(model.get_results(), key=place), model.get_parameters())
-        return create(model)
+        return create(openvino.Model(sorted(model.get_results(), key=place), model.get_parameters()))
 
     factory.create = staticmethod(ordered)
     try:
