@@ -96,6 +96,7 @@ def _measure(way: str, arrays: list[Any], lpips_net: str) -> tuple[BalanceRow, l
     import psutil
     import torch
 
+    from benchmarks.machine import Extremes
     from benchmarks.metrics import lpips
     from models.photos import to_batch
     from models.tasks.balance import Balance
@@ -108,10 +109,11 @@ def _measure(way: str, arrays: list[Any], lpips_net: str) -> tuple[BalanceRow, l
     for array in arrays:
         bad, truth = task.prepare(to_batch([array]))
         before = psutil.Process().memory_info().rss
+        resident = Extremes(lambda: psutil.Process().memory_info().rss)
         start = time.perf_counter()
         apply = ready(bad)
         middle = time.perf_counter()
-        with _Peak() as peak:
+        with resident:
             result = apply()
         end = time.perf_counter()
         repeats = float(torch.equal(ready(bad)(), result))
@@ -119,7 +121,7 @@ def _measure(way: str, arrays: list[Any], lpips_net: str) -> tuple[BalanceRow, l
         small = [_shrunk(picture) for picture in (result, truth)]
         seen = float(lpips(*small, net=lpips_net))
         pictures.append((small[0][0].permute(1, 2, 0) * 255).round().byte().numpy())
-        memory = max(peak.bytes - before, 0) / 1e6
+        memory = max(resident.highest - before, 0) / 1e6
         totals.append([middle - start, end - middle, memory, error, seen, repeats])
     fit_s, apply_s, memory_mb, delta_e, distance, same = (sum(c) / len(totals) for c in zip(*totals, strict=True))
     return BalanceRow(way, fit_s, apply_s, memory_mb, delta_e, distance, repeats=same == 1.0), pictures
@@ -155,30 +157,6 @@ def _inference(function: Callable[[Tensor], Tensor], bad: Tensor) -> Tensor:
 
     with torch.inference_mode():
         return function(bad)
-
-
-class _Peak:
-    """The highest resident memory while it is open, looked at every 5 ms from a thread."""
-
-    def __enter__(self) -> _Peak:
-        import threading
-
-        import psutil
-
-        process, self._stop = psutil.Process(), threading.Event()
-        self.bytes = process.memory_info().rss
-
-        def watch() -> None:
-            while not self._stop.wait(0.005):
-                self.bytes = max(self.bytes, process.memory_info().rss)
-
-        self._thread = threading.Thread(target=watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def _delta_e(result: Tensor, truth: Tensor) -> float:

@@ -8,7 +8,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -132,6 +133,36 @@ def pinned(threads: int | None) -> Iterator[tuple[int, ...] | None]:
         yield tuple(sorted(chosen))
     finally:
         _set_affinity(before)
+
+
+class Extremes:
+    """The lowest and highest answer of ``read`` inside of a ``with`` block, asked every 5 ms from a thread.
+
+    Args:
+        read: For example the memory that the process holds, bytes.
+    """
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read, self._stop = read, threading.Event()
+        self.lowest = self.highest = read()
+
+    def __enter__(self) -> Extremes:
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.005):
+            self._look()
+
+    def _look(self) -> None:
+        now = self._read()
+        self.lowest, self.highest = min(self.lowest, now), max(self.highest, now)
 
 
 class Interference:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from benchmarks.contest import Contestant, open_contestants, say
 from benchmarks.cost import cost
-from benchmarks.machine import Interference, describe_machine, pinned
+from benchmarks.machine import Extremes, Interference, describe_machine, pinned
 from benchmarks.networks_table import NetworkRow, write_networks
 from benchmarks.run import default_threads, feed
 from benchmarks.settings import Settings
@@ -276,22 +276,27 @@ def _open_group(
 ) -> list[Contestant]:
     """Open the first of ``artifacts``, and more while there is room; each is called: that is when it takes memory."""
     contest: list[Contestant] = []
-    largest = 0.0
+    largest = 0.0  # what one took while it was opened and called
     for artifact in artifacts:
-        free = _free_bytes()
+        memory = Extremes(_free_bytes)
+        free = memory.lowest
         if contest and free < _ROOM * largest:
             break
-        opened = open_contestants(
-            [artifact], stack, threads=settings.threads, input_size=settings.input_size, probes=False
-        )
-        for one in opened:
-            try:
-                if one.can_be_timed:
-                    one.infer(feed(one.subject, task, pixels))
-            except Exception as error:  # a third-party runtime may raise anything; the other engines go on
-                one.drop("failed", error)
-        contest += opened
-        largest = max(largest, free - _free_bytes())
+        with ExitStack() as own:
+            with memory:
+                (opened,) = open_contestants(
+                    [artifact], own, threads=settings.threads, input_size=settings.input_size, probes=False
+                )
+                try:
+                    if opened.can_be_timed:
+                        opened.infer(feed(opened.subject, task, pixels))
+                except Exception as error:  # a third-party runtime may raise anything; the other engines go on
+                    opened.drop("failed", error)
+            if contest and _free_bytes() < largest:
+                break  # the others could not be called: it is opened again with the next group
+            stack.enter_context(own.pop_all())
+        contest.append(opened)
+        largest = max(largest, free - memory.lowest)
     return contest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -87,6 +88,40 @@ def test_engines_that_do_not_fit_together_are_timed_in_groups(tmp_path: Path, mo
     assert row.torch_ms is not None
     assert all(engine.p50_ms is not None for engine in row.engines)
     assert "hdrnet in 4 groups" in (tmp_path / "networks.md").read_text()
+
+
+@pytest.mark.parametrize(("takes", "onnx", "groups"), [(4.0, 1.0, 4), (3.0, 1.0, 2), (1.0, 1.0, 1), (2.0, 6.0, 3)])
+def test_room_for_what_a_call_takes_for_a_while_is_left(
+    takes: float, onnx: float, groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each engine holds one of eight (ONNX FP32 perhaps more), and takes more while it is called."""
+    pytest.importorskip("onnxruntime")
+    free, together = [8.0], [0]
+
+    def infer(contestant: Contestant, inputs: object) -> None:
+        free[0] -= takes - 1
+        time.sleep(0.05)  # the watcher looks every 5 ms
+        free[0] += takes - 1
+
+    def opening(artifacts: Sequence[Artifact], stack: ExitStack, **given: Any) -> list[Contestant]:
+        is_onnx = (artifacts[0].format, artifacts[0].precision) == ("onnx", "fp32")
+        holds = onnx if is_onnx else 1.0
+
+        def close() -> None:
+            free[0] += holds
+            together[0] -= 1
+
+        free[0] -= holds
+        together[0] += 1
+        stack.callback(close)
+        return open_contestants(artifacts, stack, **given)
+
+    monkeypatch.setattr(networks, "_free_bytes", lambda: free[0])
+    monkeypatch.setattr(networks, "open_contestants", opening)
+    monkeypatch.setattr(Contestant, "infer", infer)
+    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), tmp_path, targets=["onnx"], settings=SETTINGS)
+    assert row.groups == groups
+    assert (free[0], together[0]) == (8.0, 0)
 
 
 def test_smoothness_is_that_of_the_trained_weights(tmp_path: Path) -> None:
