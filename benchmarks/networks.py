@@ -33,7 +33,7 @@ from benchmarks.timing import Measurement, measure_interleaved
 from benchmarks.zoo_table import Engine
 from export.quantization import save_calibrated
 from export.registry import get_target
-from models.artifact import Artifact, load_network, save_network, write_json
+from models.artifact import Artifact, load_network, save_network, sha256_of, write_json
 from models.errors import ConfigError, MissingExtraError, PareError, RunFolderError, UnsupportedError, explain
 from models.photos import centre_crop, to_batch
 from models.progress import NULL_PROGRESS, Progress
@@ -94,10 +94,8 @@ def measure_networks(
     for target in targets:
         get_target(target)
     settings = replace(settings, threads=settings.threads or default_threads())
-    jobs = {name: _Job(get_spec(name), photos, out, tuple(targets), settings, weights) for name in names}
-    others = {path.parent.name for path in out.glob(f"*/{_ROW}")} - {job.folder.name for job in jobs.values()}
-    for name in sorted(others & set(MODELS)):
-        jobs[name] = _Job(get_spec(name), photos, out, tuple(targets), settings, weights)
+    there = sorted({path.parent.name for path in out.glob(f"*/{_ROW}")} & set(MODELS))
+    jobs = {name: _Job(get_spec(name), photos, out, tuple(targets), settings, weights) for name in (*names, *there)}
     rows = {name: row for name, job in jobs.items() if (row := job.finished()) is not None}
     todo = [name for name in names if name not in rows]
     for name in names:
@@ -148,7 +146,7 @@ class _Job:
         write_json(self.folder / _ROW, {"key": self._key(), "row": asdict(row)})
 
     def _key(self) -> str:
-        trained = None if self.trained is None else hashlib.sha256(self.trained.read_bytes()).hexdigest()
+        trained = None if (path := self.trained) is None else sha256_of(path)
         machine = describe_machine(threads=self.settings.threads).id
         content = [self.spec.name, self.settings.to_json(), self.targets, trained, self.photos.fingerprint, machine]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
