@@ -27,11 +27,13 @@ def repaired_converter() -> Iterator[None]:
       can be converted to Python scalars"). Networks that compute with ``x.shape`` run into it.
     - ``x.clamp_min(0)``, ``x.clamp_max(1)``: it wants the bound in the type of ``x`` and asserts, without a message.
     - ``x // 1``, ``x % 1``: it takes a division by one for nothing, the rounding with it.
+    - ``1 / x``: it writes an inverse, to which Core ML adds 0.0001 below the line; a division is exact.
     """
     ops: Any = require("coremltools.converters.mil.frontend.torch.ops", EXTRA)
     registry: Any = require("coremltools.converters.mil.frontend.torch.torch_op_registry", EXTRA)._TORCH_OPS_REGISTRY
     table: dict[str, Callable[..., None]] = registry.name_to_func_mapping
-    original_cast, originals = ops._cast, {name: table[name] for name in ("clamp_min", "clamp_max")}
+    original_cast = ops._cast
+    originals = {name: table[name] for name in ("clamp_min", "clamp_max", "reciprocal")}
 
     def cast(context: Any, node: Any, dtype: type, dtype_name: str) -> None:
         original_cast(context, node, _Whole if dtype is int else dtype, dtype_name)
@@ -41,7 +43,7 @@ def repaired_converter() -> Iterator[None]:
     removed = passes._SUPPORTED_OPS
     passes._SUPPORTED_OPS = removed - {"floor_div"}
     ops._cast = cast
-    table.update(clamp_min=_bound("maximum"), clamp_max=_bound("minimum"))
+    table.update(clamp_min=_bound("maximum"), clamp_max=_bound("minimum"), reciprocal=_reciprocal)
     try:
         yield
     finally:
@@ -60,3 +62,10 @@ def _bound(kind: str) -> Callable[[Any, Any], None]:
         context.add(getattr(mil.Builder, kind)(x=x, y=bound, name=node.name))
 
     return convert
+
+
+def _reciprocal(context: Any, node: Any) -> None:
+    mil: Any = require("coremltools.converters.mil.mil", EXTRA)
+    ops: Any = require("coremltools.converters.mil.frontend.torch.ops", EXTRA)
+    (x,) = ops._get_inputs(context, node, expected=1)
+    context.add(mil.Builder.real_div(x=mil.types.nptype_from_builtin(x.dtype)(1), y=x, name=node.name))

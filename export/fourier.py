@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
+from export.portable_arithmetic import angle
 from models.errors import ExportError, explain
 
 
@@ -84,6 +86,10 @@ class Spectrum:
     __radd__, __rmul__ = __add__, __mul__
 
 
+# ``export.origins`` sees the parts as it sees the tensors of a list.
+register_pytree_node(Spectrum, lambda x: ([x.real, x.imag], None), lambda parts, _: Spectrum(*parts))
+
+
 def _parts(value: Any, which: str) -> Any:
     if isinstance(value, Spectrum):
         return getattr(value, which)
@@ -142,7 +148,7 @@ _ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("abs", "absolute"), _abs),
     "rsub": lambda one, other: _subtract(other, one),
     "neg": lambda x: _scaled(x, -1),
-    "angle": lambda x: torch.atan2(x.imag, x.real),
+    "angle": lambda x: angle(x.imag, x.real),
     "conj": lambda x: Spectrum(x.real, -x.imag),
     "real": lambda x: x.real,
     "imag": lambda x: x.imag,

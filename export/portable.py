@@ -16,6 +16,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from export.fourier import TRANSFORMS
+from export.portable_arithmetic import ARITHMETIC
+from export.portable_shapes import SHAPES, cut, is_open, windows
 from export.sampling import grid_sample
 
 _CLAMPS = frozenset(("clamp", "clip", "clamp_", "clip_"))
@@ -32,7 +34,7 @@ class Portable(TorchFunctionMode):
         if name in _CLAMPS:
             return func(*_float_bounds(args, args), **_float_bounds(args, given))
         rewrite = REWRITES.get(func) or BY_NAME.get(name)
-        if func in TRANSFORMS and not _is_open(*args[0].shape):
+        if func in TRANSFORMS and not is_open(*args[0].shape):
             rewrite = TRANSFORMS[func]
         answer = NotImplemented if rewrite is None else rewrite(*args, **given)
         return func(*args, **given) if answer is NotImplemented else answer
@@ -62,31 +64,23 @@ def _float_bounds(args: Sequence[Any], bounds: Any) -> Any:
     return [float(value) if type(value) is int else value for value in bounds]
 
 
-def _is_open(*sides: Any) -> bool:
-    return any(isinstance(side, (torch.SymInt, torch.fx.Proxy)) for side in sides)
-
-
-def _cut(x: Tensor, axis: int, part: slice) -> Tensor:
-    return x[(slice(None),) * axis + (part,)]  # coremltools takes narrow from a negative start for nothing
-
-
 def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """Circular padding: slices of the other side, one dimension after the other. Less than none: a slice."""
-    if _is_open(*pad):
+    if is_open(*pad):
         return NotImplemented
     if min(pad) < 0 and mode != "circular":
         for place in range(len(pad) // 2):
             axis = x.ndim - 1 - place
             first, last = max(-pad[2 * place], 0), max(-pad[2 * place + 1], 0)
-            x = _cut(x, axis, slice(first, -last if last else None)) if first or last else x
+            x = cut(x, axis, slice(first, -last if last else None)) if first or last else x
         rest = [max(count, 0) for count in pad]
         return functional.pad(x, rest, mode, value) if any(rest) else x
     if mode != "circular" or min(pad) < 0:
         return NotImplemented
     for place in range(len(pad) // 2):
         axis, before, after = x.ndim - 1 - place, pad[2 * place], pad[2 * place + 1]
-        parts = [_cut(x, axis, slice(-before, None))] if before else []
-        parts += [x, _cut(x, axis, slice(0, after))] if after else [x]
+        parts = [cut(x, axis, slice(-before, None))] if before else []
+        parts += [x, cut(x, axis, slice(0, after))] if after else [x]
         x = torch.cat(parts, dim=axis) if len(parts) > 1 else x
     return x
 
@@ -94,7 +88,7 @@ def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | N
 def _fold(x: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
     """Fold, the sum of overlapping patches: a transposed convolution that puts each channel in its place."""
     size, kernel, dilations, pads, strides = map(_pair, (output_size, kernel_size, dilation, padding, stride))
-    if x.ndim != 3 or _is_open(*size):
+    if x.ndim != 3 or is_open(*size):
         return NotImplemented
     cells = kernel[0] * kernel[1]
     spans = [size[axis] + 2 * pads[axis] - dilations[axis] * (kernel[axis] - 1) - 1 for axis in (0, 1)]
@@ -127,20 +121,6 @@ def _instance_norm(
     return functional.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
 
 
-def _var_mean(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    named = {name: kwargs[name] for name in ("dim", "keepdim") if kwargs.get(name) is not None}
-    dims = args[:1] if args and not isinstance(args[0], bool) else ()
-    return torch.var(x, *args, **kwargs), torch.mean(x, *dims, **named)
-
-
-def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
-    return start + (end - start) * weight
-
-
-def _channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
 def _sort(function: Callable[..., Any]) -> Callable[..., Any]:
     """Sort without asking for a stable order, which no target promises."""
 
@@ -148,26 +128,6 @@ def _sort(function: Callable[..., Any]) -> Callable[..., Any]:
         return NotImplemented if stable is None else function(x, *args, **kwargs)
 
     return run
-
-
-def _unfold(x: Tensor, dimension: int, size: int, step: int) -> Any:
-    """Windows along one axis, which become the last one: one look-up, as coremltools has no such operator."""
-    if _is_open(*x.shape):
-        return NotImplemented
-    axis = dimension % x.ndim
-    count = (int(x.shape[axis]) - size) // step + 1
-    places = torch.arange(count)[:, None] * step + torch.arange(size)
-    return _move(x.index_select(axis, places.flatten()).unflatten(axis, (count, size)), axis + 1, -1)
-
-
-def _move(x: Tensor, source: Any, destination: Any) -> Tensor:
-    goes = dict(zip(*([place % x.ndim for place in _listed(value)] for value in (destination, source)), strict=True))
-    rest = iter(axis for axis in range(x.ndim) if axis not in goes.values())
-    return x.permute(*(goes[place] if place in goes else next(rest) for place in range(x.ndim)))
-
-
-def _listed(value: Any) -> list[int]:
-    return list(value) if isinstance(value, (tuple, list)) else [value]
 
 
 def _scatter(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,34 +142,22 @@ def _scatter(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Any:
-    """Euclidean distances through one product."""
-    if p != 2:
-        return NotImplemented
-    squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2)
-    return (squares - 2 * torch.matmul(x, y.transpose(-1, -2))).clamp(min=0.0).sqrt()
-
-
 REWRITES: Mapping[Any, Callable[..., Any]] = {
     functional.pad: _pad,
     functional.fold: _fold,
     functional.grid_sample: grid_sample,
     functional.instance_norm: _instance_norm,
-    Tensor.unfold: _unfold,
+    Tensor.unfold: windows,
     Tensor.mT.__get__: lambda x: x.transpose(-1, -2),  # type: ignore[attr-defined]
 }
 """By function of PyTorch. A rewrite returns NotImplemented for what needs none."""
 
 BY_NAME: Mapping[str, Callable[..., Any]] = {
+    **ARITHMETIC,
+    **SHAPES,
     "argsort": _sort(torch.argsort),
-    "cdist": _cdist,
-    "channel_shuffle": _channel_shuffle,
-    "lerp": _lerp,
-    "moveaxis": _move,
-    "movedim": _move,
     "scatter": _scatter(torch.scatter),
     "scatter_": _scatter(Tensor.scatter_),
     "sort": _sort(torch.sort),
-    "var_mean": _var_mean,
 }
 """By name, for what is a function and a method of tensors too."""

@@ -1,0 +1,372 @@
+"""Arithmetic, reductions and linear algebra that some target lacks, in operations that all of them have.
+
+Values are of real numbers: what PyTorch promises of NaN and of infinities alone is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.return_types import aminmax, kthvalue, median
+
+_UNROLLED = 64  #: Steps of a running product that are written one after the other.
+_BY_PRODUCT = 25  #: Points from which torch takes distances through one product.
+_COFACTORS = 3
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _towards_zero(x: Tensor) -> Tensor:
+    return torch.where(x < 0, torch.ceil(x), torch.floor(x))
+
+
+def _fmod(x: Tensor, other: Any) -> Any:
+    return x - _towards_zero(x / other) * other if x.is_floating_point() else NotImplemented
+
+
+def _add_product(x: Tensor, one: Tensor, other: Tensor, *, value: float = 1) -> Tensor:
+    return x + one * other * value
+
+
+def _add_quotient(x: Tensor, one: Tensor, other: Tensor, *, value: float = 1) -> Tensor:
+    return x + one / other * value
+
+
+def _subtract(x: Any, other: Any, *, alpha: float = 1) -> Any:
+    return NotImplemented if alpha == 1 else x - other * alpha
+
+
+def _heaviside(x: Tensor, values: Tensor) -> Tensor:
+    return torch.where(x > 0, 1.0, torch.where(x < 0, 0.0, values))
+
+
+def _sinc(x: Tensor) -> Tensor:
+    angle = torch.where(x == 0, 1.0, x) * math.pi
+    return torch.where(x == 0, 1.0, torch.sin(angle) / angle)
+
+
+def _asinh(x: Tensor) -> Tensor:
+    size = x.abs()
+    return torch.sign(x) * torch.log(size + torch.sqrt(size * size + 1))
+
+
+def angle(y: Tensor, x: Tensor) -> Tensor:
+    """``atan2``; coremltools has 0 for negative ``x`` without ``y``, the ONNX exporter no number for the origin."""
+    slope = torch.atan(y / torch.where(x == 0, 1.0, x))
+    turned = slope + torch.where(y < 0, -math.pi, math.pi)
+    return torch.where(x == 0, torch.sign(y) * (math.pi / 2), torch.where(x < 0, turned, slope))
+
+
+def _logit(x: Tensor, eps: float | None = None) -> Tensor:
+    x = x if eps is None else x.clamp(eps, 1 - eps)
+    return torch.log(x / (1 - x))
+
+
+def _x_log_y(x: Tensor, y: Any) -> Any:
+    if not isinstance(y, Tensor):
+        return x * math.log(y) if y > 0 else NotImplemented
+    return torch.where(x == 0, 0.0, x * torch.log(torch.where(x == 0, 1.0, y)))
+
+
+def _log_add_exp(x: Tensor, other: Tensor) -> Tensor:
+    return torch.maximum(x, other) + torch.log1p(torch.exp(-(x - other).abs()))
+
+
+def _copy_sign(x: Tensor, other: Any) -> Any:
+    if _is_number(other):
+        return x.abs() * math.copysign(1.0, other)
+    return x.abs() * torch.where(other < 0, -1.0, 1.0)
+
+
+def _celu(x: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
+    return functional.relu(x) + alpha * (torch.exp(x.clamp(max=0.0) / alpha) - 1)
+
+
+def _soft_shrink(x: Tensor, lambd: float = 0.5) -> Tensor:
+    return x - x.clamp(-float(lambd), float(lambd))
+
+
+def _hard_shrink(x: Tensor, lambd: float = 0.5) -> Tensor:
+    return torch.where(x.abs() > lambd, x, 0.0)
+
+
+def _rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False) -> Any:
+    return NotImplemented if training else functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _without_drops(x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
+    return NotImplemented if training else x
+
+
+def _of_bools(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """``|`` and ``^`` of masks, which coremltools only knows as functions."""
+
+    def run(x: Any, other: Any) -> Any:
+        masks = all(isinstance(value, Tensor) and value.dtype == torch.bool for value in (x, other))
+        return function(x, other) if masks else NotImplemented
+
+    return run
+
+
+def _both(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Variance or deviation, and the mean."""
+
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        named = {name: kwargs[name] for name in ("dim", "keepdim") if kwargs.get(name) is not None}
+        dims = args[:1] if args and not isinstance(args[0], bool) else ()
+        return spread(x, *args, **kwargs), torch.mean(x, *dims, **named)
+
+    return run
+
+
+def _extremes(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    dims = tuple(range(x.ndim)) if dim is None else dim
+    return aminmax((x.amin(dims, keepdim), x.amax(dims, keepdim)))
+
+
+def _ordered(x: Tensor, place: int, dim: int, last: int | None = None) -> list[tuple[Tensor, Tensor]]:
+    """Values and places of those of the order ``place`` to ``last`` along ``dim``, from the nearer end: fewer to sort.
+
+    TensorRT sorts 3840 values and no more.
+    """
+    count, last = int(x.shape[dim]), place if last is None else last
+    if last < count - 1 - place:
+        values, places = x.topk(last + 1, dim, largest=False)
+        found = range(place, last + 1)
+    else:
+        values, places = x.topk(count - place, dim)
+        found = range(count - 1 - place, count - 2 - last, -1)
+    return [(values.select(dim, at), places.select(dim, at)) for at in found]
+
+
+def _median(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The lower one of the middle, as torch has it."""
+    if dim is None:
+        return _ordered(x.flatten(), (x.numel() - 1) // 2, 0)[0][0]
+    return median(_kth(x, (int(x.shape[dim]) - 1) // 2, dim, keepdim))
+
+
+def _kth(x: Tensor, place: int, dim: int, keepdim: bool) -> tuple[Tensor, Tensor]:
+    ((values, places),) = _ordered(x, place, dim)
+    return (values.unsqueeze(dim), places.unsqueeze(dim)) if keepdim else (values, places)
+
+
+def _kth_value(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    return kthvalue(_kth(x, k - 1, dim, keepdim))
+
+
+def _quantile(
+    x: Tensor, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear"
+) -> Any:
+    """Between two neighbours in the order, for shares that are numbers."""
+    if not _is_number(q) or interpolation != "linear":
+        return NotImplemented
+    flat, axis = (x.flatten(), 0) if dim is None else (x, dim)
+    share = q * (int(flat.shape[axis]) - 1)
+    place = math.floor(share)
+    found = _ordered(flat, place, axis, math.ceil(share))
+    value, above = found[0][0], found[-1][0]
+    if share > place:
+        value = value + (above - value) * (share - place)
+    if not keepdim:
+        return value
+    return value.reshape((1,) * x.ndim) if dim is None else value.unsqueeze(dim)
+
+
+def _running_product(x: Tensor, dim: int) -> Any:
+    if int(x.shape[dim]) > _UNROLLED:
+        return NotImplemented
+    products: list[Tensor] = []
+    for part in x.split(1, dim):
+        products.append(products[-1] * part if products else part)
+    return torch.cat(products, dim)
+
+
+def _product(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    if not isinstance(dim, int) or int(x.shape[dim]) > _UNROLLED or not x.is_floating_point():
+        return NotImplemented
+    product, *rest = x.split(1, dim)
+    for part in rest:
+        product = product * part
+    return product if keepdim else product.squeeze(dim)
+
+
+def _count_nonzero(x: Tensor, dim: Any = None) -> Tensor:
+    nonzero = (x != 0).long()
+    return nonzero.sum() if dim is None else nonzero.sum(dim)
+
+
+def _differences(
+    x: Tensor, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
+) -> Any:
+    x = torch.cat([part for part in (prepend, x, append) if part is not None], dim)
+    for _ in range(n):
+        count = int(x.shape[dim]) - 1
+        x = x.narrow(dim, 1, count) - x.narrow(dim, 0, count)
+    return x
+
+
+def _distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Any:
+    """Euclidean distances; of many points through one product, as torch takes them."""
+    if p != 2:
+        return NotImplemented
+    if max(int(x.shape[-2]), int(y.shape[-2])) <= _BY_PRODUCT:
+        return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1).sqrt()
+    squares = x.square().sum(-1, keepdim=True) + y.square().sum(-1).unsqueeze(-2)
+    return (squares - 2 * torch.matmul(x, y.transpose(-1, -2))).clamp(min=0.0).sqrt()
+
+
+def _cross(x: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
+    (a, b, c), (d, e, f) = x.split(1, dim), other.split(1, dim)
+    return torch.cat([b * f - c * e, c * d - a * f, a * e - b * d], dim)
+
+
+def _chain(matrices: Sequence[Tensor]) -> Tensor:
+    product, *rest = matrices
+    for matrix in rest:
+        product = torch.matmul(product, matrix)
+    return product
+
+
+def _tensor_product(a: Tensor, b: Tensor, dims: Any = 2, out: Tensor | None = None) -> Any:
+    """Products over the axes ``dims`` of both as one product of matrices."""
+    if isinstance(dims, int):
+        dims = (list(range(a.ndim - dims, a.ndim)), list(range(dims)))
+    if isinstance(dims, Tensor) or out is not None:
+        return NotImplemented
+    ours, theirs = ([axis % x.ndim for axis in axes] for axes, x in zip(dims, (a, b), strict=True))
+    kept, others = ([axis for axis in range(x.ndim) if axis not in axes] for x, axes in ((a, ours), (b, theirs)))
+    shape = [int(a.shape[axis]) for axis in kept] + [int(b.shape[axis]) for axis in others]
+    inner = math.prod(int(a.shape[axis]) for axis in ours)
+    rows, columns = a.permute(*kept, *ours).reshape(-1, inner), b.permute(*theirs, *others).reshape(inner, -1)
+    return torch.matmul(rows, columns).reshape(shape)
+
+
+def _kronecker(x: Tensor, other: Tensor) -> Tensor:
+    """Each value of ``x`` times the whole of ``other``."""
+    ndim = max(x.ndim, other.ndim)
+    ours, theirs = ([1] * (ndim - value.ndim) + [int(side) for side in value.shape] for value in (x, other))
+    left = x.reshape([side for place in ours for side in (place, 1)])
+    right = other.reshape([side for place in theirs for side in (1, place)])
+    return (left * right).reshape([a * b for a, b in zip(ours, theirs, strict=True)])
+
+
+def _cells(x: Tensor) -> list[list[Tensor]]:
+    return [[x[..., row, column] for column in range(int(x.shape[-1]))] for row in range(int(x.shape[-2]))]
+
+
+def _minor(cells: list[list[Tensor]], row: int, column: int) -> list[list[Tensor]]:
+    return [[cell for c, cell in enumerate(line) if c != column] for r, line in enumerate(cells) if r != row]
+
+
+def _determinant_of(cells: list[list[Tensor]]) -> Tensor:
+    if len(cells) == 1:
+        return cells[0][0]
+    total = cells[0][0] * _determinant_of(_minor(cells, 0, 0))
+    for column in range(1, len(cells)):
+        part = cells[0][column] * _determinant_of(_minor(cells, 0, column))
+        total = total + part if column % 2 == 0 else total - part
+    return total
+
+
+def _determinant(x: Tensor) -> Any:
+    return _determinant_of(_cells(x)) if int(x.shape[-1]) <= _COFACTORS else NotImplemented
+
+
+def _inverse(x: Tensor) -> Any:
+    """Inverse of small matrices by cofactors: a colour matrix, a homography."""
+    side = int(x.shape[-1])
+    if not 1 < side <= _COFACTORS:
+        return NotImplemented
+    cells = _cells(x)
+    rows = [
+        torch.stack([_determinant_of(_minor(cells, row, column)) * (-1) ** (row + column) for row in range(side)], -1)
+        for column in range(side)
+    ]
+    return torch.stack(rows, -2) / _determinant_of(cells)[..., None, None]
+
+
+def _solve(x: Tensor, other: Tensor, *, left: bool = True) -> Any:
+    inverse = _inverse(x) if left and other.ndim == x.ndim else NotImplemented
+    return inverse if inverse is NotImplemented else torch.matmul(inverse, other)
+
+
+ARITHMETIC: Mapping[str, Callable[..., Any]] = {
+    "__or__": _of_bools(torch.logical_or),
+    "__xor__": _of_bools(torch.logical_xor),
+    "acosh": lambda x: torch.log(x + torch.sqrt(x * x - 1)),
+    "addcdiv": _add_quotient,
+    "addcmul": _add_product,
+    "alpha_dropout": _without_drops,
+    "aminmax": _extremes,
+    "asinh": _asinh,
+    "arccosh": lambda x: torch.log(x + torch.sqrt(x * x - 1)),
+    "arcsinh": _asinh,
+    "arctan2": angle,
+    "atan2": angle,
+    "bitwise_or": _of_bools(torch.logical_or),
+    "bitwise_xor": _of_bools(torch.logical_xor),
+    "cdist": _distances,
+    "celu": _celu,
+    "chain_matmul": lambda *matrices: _chain(matrices),
+    "copysign": _copy_sign,
+    "count_nonzero": _count_nonzero,
+    "cross": _cross,
+    "cumprod": _running_product,
+    "deg2rad": lambda x: x * (math.pi / 180),
+    "det": _determinant,
+    "diff": _differences,
+    "erfc": lambda x: 1 - torch.erf(x),
+    "feature_alpha_dropout": _without_drops,
+    "fix": _towards_zero,
+    "fmax": torch.maximum,
+    "fmin": torch.minimum,
+    "fmod": _fmod,
+    "hardshrink": _hard_shrink,
+    "heaviside": _heaviside,
+    "hypot": lambda x, other: torch.sqrt(x * x + other * other),
+    "inv": _inverse,
+    "inverse": _inverse,
+    "kron": _kronecker,
+    "kthvalue": _kth_value,
+    "ldexp": lambda x, other: x * torch.exp2(other.to(x.dtype)),
+    "lerp": lambda start, end, weight: start + (end - start) * weight,
+    "linalg_cross": _cross,
+    "linalg_det": _determinant,
+    "linalg_inv": _inverse,
+    "linalg_multi_dot": _chain,
+    "linalg_solve": _solve,
+    "log_sigmoid": lambda x: -functional.softplus(-x),
+    "logaddexp": _log_add_exp,
+    "logit": _logit,
+    "logsigmoid": lambda x: -functional.softplus(-x),
+    "median": _median,
+    "positive": lambda x: x,
+    "__pos__": lambda x: x,
+    "prod": _product,
+    "quantile": _quantile,
+    "rad2deg": lambda x: x * (180 / math.pi),
+    "rrelu": _rrelu,
+    "sgn": torch.sign,
+    "sinc": _sinc,
+    "softshrink": _soft_shrink,
+    "special_erfc": lambda x: 1 - torch.erf(x),
+    "special_logit": _logit,
+    "special_sinc": _sinc,
+    "special_xlogy": _x_log_y,
+    "std_mean": _both(torch.std),
+    "sub": _subtract,
+    "subtract": _subtract,
+    "tensordot": _tensor_product,
+    "trunc": _towards_zero,
+    "var_mean": _both(torch.var),
+    "xlogy": _x_log_y,
+}
+"""By name, a function or a method of tensors. A rewrite returns NotImplemented for what needs none, or has none."""

@@ -1,0 +1,183 @@
+"""Functions that some target lacks: rewritten to the same numbers, and taken by every target."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from export.parity import check_parity
+from export.portable import Portable
+from export.registry import get_target
+from models.artifact import save_network
+from models.spec import Precision
+
+_SIDE = 6
+_BOUNDS = (-0.5, 0.0, 0.5)
+
+#: What PyTorch calls -> a picture (N, 8, 6, 6) of it, from values around zero (N, 8, 6, 6).
+CASES: dict[str, Callable[[Tensor], Tensor]] = {
+    "__or__": lambda x: x * ((x > 0.5) | (x < -0.5)),
+    "__xor__": lambda x: x * ((x > -0.5) ^ (x > 0.5)).float(),
+    "acosh": lambda x: torch.acosh(x.abs() + 1.5),
+    "addcdiv": lambda x: torch.addcdiv(x, x, x.abs() + 1, value=0.1),
+    "addcmul": lambda x: x.addcmul(x, x.flip(1), value=0.1),
+    "aminmax": lambda x: x - x.aminmax(dim=1, keepdim=True).min + x.aminmax().max,
+    "asinh": lambda x: torch.asinh(x) + torch.arcsinh(x),
+    "atan2": lambda x: torch.atan2(x, x.flip(1)) + torch.atan2(x.relu(), x * 0 - 1) + torch.atan2(x * 0, x.abs()),
+    "broadcast_to": lambda x: x + x[:, :1].broadcast_to(x.shape) + torch.broadcast_to(x[:, 1:2], x.shape),
+    "bucketize": lambda x: x + torch.bucketize(x, torch.tensor(_BOUNDS), right=True).float(),
+    "cdist": lambda x: (
+        x + torch.cdist(x, x) + torch.cdist(x.flatten(1, 2), x.flatten(1, 2)).mean((1, 2))[:, None, None, None]
+    ),
+    "celu": lambda x: F.celu(x, 0.7) + nn.CELU()(x),
+    "chain_matmul": lambda x: x + torch.chain_matmul(x[0, 0], x[0, 1], x[0, 2]),
+    "copysign": lambda x: torch.copysign(x, x.flip(1)) + x.copysign(-1.0),
+    "count_nonzero": lambda x: x * torch.count_nonzero(x > 0, dim=1)[:, None],
+    "cross": lambda x: torch.cat([torch.cross(x[:, :3], x[:, 3:6], dim=1), x[:, 3:]], 1),
+    "cumprod": lambda x: (x * 0.1 + 1).cumprod(1),
+    "deg2rad": torch.deg2rad,
+    "diag_embed": lambda x: x + torch.diag_embed(x[..., 0]),
+    "diagonal": lambda x: x + x.diagonal(dim1=2, dim2=3)[..., None],
+    "diff": lambda x: F.pad(x.diff(dim=3), (0, 1)) + torch.diff(x, n=2, dim=2, append=x[:, :, :2]),
+    "dsplit": lambda x: torch.cat(torch.dsplit(x, 2)[::-1], 2),
+    "dstack": lambda x: torch.dstack([x[:, :, 3:], x[:, :, :3]]),
+    "erfc": torch.erfc,
+    "fft_fftshift": lambda x: torch.fft.fftshift(x, dim=(2, 3)) - torch.fft.ifftshift(x, dim=3),
+    "fmax": lambda x: torch.fmax(x, x.flip(1)),
+    "fmin": lambda x: torch.fmin(x, x.flip(1)),
+    "fmod": lambda x: torch.fmod(x, 0.3),
+    "hardshrink": lambda x: F.hardshrink(x, 0.3),
+    "heaviside": lambda x: x * torch.heaviside(x, torch.tensor(0.5)),
+    "hsplit": lambda x: torch.cat(torch.hsplit(x, [2, 5])[::-1], 1),
+    "hstack": lambda x: torch.hstack([x[:, 4:], x[:, :4]]),
+    "hypot": lambda x: torch.hypot(x, x.flip(1)),
+    "kron": lambda x: torch.kron(x[:, :, ::2, ::2], torch.tensor([[1.0, 2.0], [3.0, 4.0]])),
+    "kthvalue": lambda x: x - x.kthvalue(2, dim=1, keepdim=True)[0],
+    "ldexp": lambda x: torch.ldexp(x, torch.tensor(2)),
+    "linalg_det": lambda x: x * torch.linalg.det(x[:, :1, :3, :3])[..., None, None],
+    "linalg_inv": lambda x: x + F.pad(torch.linalg.inv(x[:, :, :2, :2] * 0.1 + torch.eye(2)), (0, 4, 0, 4)),
+    "inverse": lambda x: x + F.pad((x[:, :, :3, :3] * 0.1 + torch.eye(3)).inverse(), (0, 3, 0, 3)),
+    "linalg_multi_dot": lambda x: x + torch.linalg.multi_dot([x[0, 0], x[0, 1], x[0, 2]]),
+    "linalg_solve": lambda x: (
+        x + F.pad(torch.linalg.solve(x[..., :3, :3] * 0.1 + torch.eye(3), x[..., :3, :]), (0, 0, 0, 3))
+    ),
+    "log_sigmoid": F.logsigmoid,
+    "logaddexp": lambda x: torch.logaddexp(x, x.flip(1)),
+    "logit": lambda x: torch.logit(x.sigmoid(), 1e-3) + x.sigmoid().logit(),
+    "median": lambda x: x - x.median(1, keepdim=True)[0] + x[..., ::2].median(dim=-1).values[..., None] + x.median(),
+    "msort": lambda x: x + torch.msort(x[0]),
+    "prod": lambda x: x + x.prod(1, keepdim=True) + torch.prod(x, -1)[..., None],
+    "quantile": lambda x: (
+        x - torch.quantile(x, 0.3, dim=1, keepdim=True) + x.quantile(1.0) - x.quantile(0.5, 2)[..., None]
+    ),
+    "rad2deg": torch.rad2deg,
+    "ravel": lambda x: x.ravel().view(x.shape).flip(1),
+    "rot90": lambda x: x.rot90(1, (2, 3)) + 2 * torch.rot90(x, -1, (2, 3)) + 3 * torch.rot90(x, 2, [3, 2]),
+    "rrelu": lambda x: F.rrelu(x, 0.1, 0.5),
+    "searchsorted": lambda x: x + torch.searchsorted(torch.tensor(_BOUNDS), x).float(),
+    "sgn": lambda x: x * torch.sgn(x),
+    "sinc": torch.sinc,
+    "softshrink": lambda x: F.softshrink(x, 0.2),
+    "std_mean": lambda x: x - sum(torch.std_mean(x, dim=1, keepdim=True)),
+    "sub": lambda x: torch.sub(x, x.flip(1), alpha=0.5) + torch.subtract(x, 2, alpha=0.5),
+    "take_along_dim": lambda x: torch.take_along_dim(x, x[:1].argsort(1), 1),
+    "tensor_split": lambda x: torch.cat(torch.tensor_split(x, 3, 1)[::-1] + x.tensor_split((1, 4), dim=1)[1:2], 1)[
+        :, :8
+    ],
+    "tensordot": lambda x: torch.tensordot(x, torch.ones(6, 4, 6), dims=([2, 3], [2, 0])).mean(2)[..., None, None] + x,
+    "trunc": lambda x: x - torch.trunc(x * 3),
+    "vstack": lambda x: torch.vstack([x, x])[-1:] + x,
+    "xlogy": lambda x: torch.xlogy(x.relu(), x.abs() + 1) + torch.xlogy(x, 2.0),
+}
+
+
+@pytest.fixture
+def values() -> Tensor:
+    """(2, 8, 6, 6), normal."""
+    return torch.randn(2, 8, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
+
+
+class Seen(TorchFunctionMode):
+    """Notes the names of what runs inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_numbers_stay_and_the_function_is_gone(name: str, values: Tensor) -> None:
+    function = CASES[name]
+    with Seen() as plain:
+        expected = function(values)
+    with Seen() as seen, Portable():
+        got = function(values)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    assert expected.shape == values.shape
+    gone = plain.names - seen.names
+    assert name in gone or name == "sub", (plain.names, seen.names)  # a difference stays one, without its factor
+
+
+def test_places_of_a_constant_index(values: Tensor) -> None:
+    index, source = torch.tensor([5, 0, 5]), values[:, 1:4]
+    for function in (
+        lambda x: x.index_add(1, index, source, alpha=2),
+        lambda x: x.index_copy(1, index[:2], source[:, :2]),
+        lambda x: torch.index_fill(x, 1, index, 0.5),
+    ):
+        with Seen() as seen, Portable():
+            got = function(values)
+        torch.testing.assert_close(got, function(values))
+        assert not [name for name in seen.names if name.startswith("index_")]
+
+
+def test_added_places_read_as_many_values_as_the_index_has(values: Tensor) -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.zeros_like(x).scatter_add(1, x.argmax(1, keepdim=True), x)
+
+    with Portable():
+        got = function(values)
+    torch.testing.assert_close(got, function(values))
+
+
+class All(nn.Module):
+    """Each of the functions beside the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.mix = nn.Conv2d(8 * len(CASES), 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.stem(F.adaptive_avg_pool2d(x, _SIDE))) + 0.01
+        found = [torch.tanh(function(y)) for function in CASES.values()]
+        inverse = 1 / (y.abs() + 0.01)  # an inverse in Core ML adds 0.0001 below the line
+        return F.interpolate(self.mix(torch.cat(found, 1)) + inverse[:, :3], size=x.shape[2:])
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "coreml", "tensorrt"])
+def test_every_target_takes_them(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = get_target(target)
+    pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
+    module = types.ModuleType("portable_functions")
+    module.all_of_them = All  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "portable_functions", module)
+    torch.manual_seed(0)
+    source = save_network(
+        All().eval(), tmp_path / "a.safetensors", model="portable_functions:all_of_them", task="image"
+    )
+    made = row.load().export(source, tmp_path / f"a{row.suffix}", precision=Precision.FP32, input_size=(32, 32))
+    assert check_parity(source, made, threads=1).passed
