@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.row import TARGET_NAMES, BenchmarkRow
-from export.screens import ASKED, LARGEST_HALF, RANGE
+from export.screens import ASKED, LARGEST_HALF, RANGE, ROUNDING
 from models.artifact import Artifact
 
 HEAD = ("Finding", "Layers", "What was done", "Artifacts")
@@ -94,7 +94,10 @@ def _half(row: BenchmarkRow, record: Mapping[str, Any]) -> list[tuple[int, str, 
     elif large and row.precision == "fp16":
         done = f"not changed in this format: {reach}, and may overflow where the device computes in FP16"
         lines.append((0, "FP16 range", _few(large), done, peak))
-    kinds = sorted({reason for reason in kept.values() if reason not in (RANGE, ASKED)})
+    if ROUNDING in kept.values():
+        done = "only convolutions and matrix products are in FP16: the rest loses its digits there"
+        lines.append((1, "FP16 rounding", "all", done, 0.0))
+    kinds = sorted({reason for reason in kept.values() if reason not in (RANGE, ASKED, ROUNDING)})
     if kinds:
         nodes = [name for name, reason in kept.items() if reason in kinds]
         lines.append((1, ", ".join(kinds), _few(nodes), _OPERATOR, 0.0))

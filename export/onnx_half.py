@@ -2,7 +2,8 @@
 
 ONNX Runtime, TensorRT (strongly typed) and OpenVINO all take the same cast graph. A node stays in FP32 when one of its
 tensors gets near the largest half (65504) on inputs of the contract's range, when its operator is one that sums or
-exponentiates, or when the caller names its layer.
+exponentiates, or when the caller names its layer; of a network that rounding spoils, all but convolutions and matrix
+products do.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from export.contract import Contract
 from export.graph_ranges import tensor_extremes
 from export.onnx_graph import finish
-from export.screens import ASKED, RANGE
+from export.screens import ASKED, RANGE, ROUNDING
 from models.controls import graph_feeds
 from models.errors import UsageError, explain, require
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 LIMIT = 65504.0 / 4
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ALWAYS_FLOAT = (
     "CumSum",
     "Exp",
@@ -49,6 +51,7 @@ def to_half(
     contract: Contract,
     *,
     keep: tuple[str, ...] = (),
+    layers_only: bool = False,
     photos: Sequence[NDArray[np.float32]] = (),
 ) -> tuple[ModelProto, dict[str, str]]:
     """Cast a float graph to FP16 with FP32 inputs and outputs.
@@ -57,10 +60,12 @@ def to_half(
         model: Float graph of ``float_onnx``; not changed.
         contract: Ranges and shapes of its inputs, which are probed for overflow.
         keep: Torch module names of layers that stay in FP32.
+        layers_only: Only convolutions and matrix products are cast (``export.screens``).
         photos: Prepared photos (1, C, H, W) of the graph's size, probed too (``export.screens.probes``).
 
     Returns:
-        The graph, and the nodes that stayed in FP32, by name, with the reason: ``asked``, ``range``, or the operator.
+        The graph, and the nodes that stayed in FP32, by name, with the reason: ``asked``, ``range``, ``rounding``,
+        or the operator.
 
     Raises:
         UsageError: ``keep`` names no layer of the graph.
@@ -69,7 +74,9 @@ def to_half(
     converter = require("onnxruntime.transformers.float16", "onnx")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    reasons = {node.name: node.op_type for node in model.graph.node if node.op_type in _ALWAYS_FLOAT}
+    others = [node.name for node in model.graph.node if node.op_type not in _LAYERS] if layers_only else []
+    reasons = dict.fromkeys(others, ROUNDING)
+    reasons |= {node.name: node.op_type for node in model.graph.node if node.op_type in _ALWAYS_FLOAT}
     reasons |= dict.fromkeys(_overflowing(model, contract, photos), RANGE) | dict.fromkeys(_named(model, keep), ASKED)
     kept = dict(sorted(reasons.items()))
     half: ModelProto = converter.convert_float_to_float16(

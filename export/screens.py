@@ -2,7 +2,8 @@
 
 The network runs once in FP32 on a few photos, watched operator by operator. A layer that reads or writes a value near
 the largest half (65504) is kept in FP32 by the FP16 exporters (NAFNet's LayerNorm squares activations of hundreds:
-NVIDIA/TensorRT#3897, #4338). Operators off the fast path are listed with the rewrite that was applied or is advised.
+NVIDIA/TensorRT#3897, #4338). Where rounding itself spoils the answer, only convolutions and matrix products are in
+FP16. Operators off the fast path are listed with the rewrite that was applied or is advised.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LARGEST_HALF = 65504.0
 #: Above this a layer stays in FP32: photos beyond the screened ones may reach four times the value.
 LIMIT = LARGEST_HALF / 4
 #: Why a layer or node stays in FP32 (``kept_fp32``), where it is not an operator that always does.
-RANGE, ASKED = "range", "asked"
+RANGE, ASKED, ROUNDING = "range", "asked", "rounding"
 _PHOTOS = 4
 _SIDE = 128
 _TOP = 12
@@ -131,6 +132,9 @@ class Screens:
         peaks: Layer -> largest absolute value that it reads or writes, the largest of all layers.
         large: Layers that FP16 exports keep in FP32.
         slow: Operators off the fast path.
+        half_error: Root mean square error of the network in half precision on a photo, in spans of its output.
+        layers_only: Rounding to half precision spoils the answer; with convolutions and matrix products alone in half
+            precision it does not, and FP16 exports leave everything else in FP32.
     """
 
     photos: int
@@ -138,6 +142,8 @@ class Screens:
     peaks: Mapping[str, float]
     large: tuple[LargeLayer, ...]
     slow: tuple[SlowOperator, ...]
+    half_error: float = 0.0
+    layers_only: bool = False
 
     @property
     def keep(self) -> tuple[str, ...]:
@@ -154,6 +160,8 @@ class Screens:
             "largest": {layer or "forward": float(f"{peak:.4g}") for layer, peak in ordered},
             "large": [{**asdict(item), "layer": item.layer or "forward"} for item in self.large],
             "slow": [{**asdict(item), "layers": list(item.layers)} for item in self.slow],
+            "half_error": float(f"{self.half_error:.3g}"),
+            "layers_only": self.layers_only,
         }
 
 
@@ -166,6 +174,9 @@ def words_of(content: Mapping[str, Any]) -> list[str]:
         more = f" and {len(large) - 5} more" if len(large) > 5 else ""
         text = f"FP16 range: {names}{more} reach {worst:.3g}, and a half ends at {LARGEST_HALF:g}"
         lines.append(f"{text}: in FP16, ONNX, TensorRT and Core ML files keep them in FP32")
+    if content.get("layers_only"):
+        text = f"FP16 rounding: alone it moves the output by {content['half_error']:.1%} of its span (rms)"
+        lines.append(f"{text}: ONNX, TensorRT and Core ML files have only convolutions and matrix products in FP16")
     for item in content.get("slow", ()):
         lines.append(f"{item['operator']} x{item['count']} ({item['rewrite']}): {item['advice']}")
     return lines
@@ -190,7 +201,6 @@ def screen(net: nn.Module, inputs: Sequence[Tensor]) -> Screens:
                 net(item)
     finally:
         watch.close()
-        net.train(training)
     large = [LargeLayer(layer, peak, peak > LARGEST_HALF) for layer, peak in watch.peaks.items() if peak > LIMIT]
     slow = _written_otherwise(net)
     for kind, layers in watch.met.items():
@@ -198,7 +208,24 @@ def screen(net: nn.Module, inputs: Sequence[Tensor]) -> Screens:
         slow.append(SlowOperator(kind, len(layers) // max(len(inputs), 1), _few(layers), rewrite, advice))
     count = sum(len(item) for item in inputs)
     size = (int(inputs[0].shape[2]), int(inputs[0].shape[3])) if inputs else (0, 0)
-    return Screens(count, size, watch.peaks, tuple(large), tuple(slow))
+    half = _half(net, inputs[0], [item.layer for item in large]) if inputs else (0.0, False)
+    net.train(training)
+    return Screens(count, size, watch.peaks, tuple(large), tuple(slow), *half)
+
+
+def _half(net: nn.Module, image: Tensor, keep: Sequence[str]) -> tuple[float, bool]:
+    """Return the error of ``net`` in half precision, and whether it takes everything but layers in FP32 to be right."""
+    from export.half_rounding import half_error
+    from export.registry import get_target
+    from models.spec import Precision
+
+    allowed = get_target("onnx").tolerance[Precision.FP16]
+
+    def passes(error: tuple[float, float]) -> bool:
+        return error[0] <= allowed.largest and error[1] <= allowed.rms
+
+    whole = half_error(net, image, keep)
+    return whole[1], not passes(whole) and passes(half_error(net, image, keep, layers_only=True))
 
 
 def _written_otherwise(net: nn.Module) -> list[SlowOperator]:

@@ -37,7 +37,7 @@ from export.readings import Readings
 from export.refusal import plain_functions, say_refusal
 from export.registry import get_target
 from export.resizes import ConstantResizes
-from export.screens import ASKED, RANGE, Screens, screen_artifact
+from export.screens import ASKED, RANGE, ROUNDING, Screens, screen_artifact
 from models.artifact import Artifact, load_network
 from models.errors import ExportError, PareError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 DEPLOYMENT_TARGET = "iOS17"
 _NAME = "coreml"
+_LAYERS = ("conv", "conv_transpose", "linear", "matmul")
+_OTHERS = "all but convolutions and matrix products"
 _SAME = 0.1  # of the largest value: far above FP16 rounding, far below a wrong size inside of the graph
 
 
@@ -191,7 +193,8 @@ def _kept(net: nn.Module, given: Options, screens: Screens) -> dict[str, str]:
     if missing := [one for one in given.keep_fp32 if one not in modules]:
         fix = "use names of net.named_modules()"
         raise UsageError(explain("keep_fp32", expected="layers of the network", got=", ".join(missing), fix=fix))
-    return dict.fromkeys(screens.keep, RANGE) | dict.fromkeys(asked, ASKED)
+    others = {_OTHERS: ROUNDING} if screens.layers_only else {}
+    return others | dict.fromkeys(screens.keep, RANGE) | dict.fromkeys(asked, ASKED)
 
 
 def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kept: Mapping[str, str]) -> Any:
@@ -202,7 +205,11 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kep
     pictures = given.image_input or given.image_output
     precision = tools.precision.FLOAT32 if contract.precision is Precision.FP32 else tools.precision.FLOAT16
     if kept and contract.precision is not Precision.FP32:
-        precision = tools.transform.FP16ComputePrecision(op_selector=lambda op: module_of(op, pictures) not in kept)
+
+        def in_half(op: Any) -> bool:
+            return module_of(op, pictures) not in kept and (_OTHERS not in kept or op.op_type in _LAYERS)
+
+        precision = tools.transform.FP16ComputePrecision(op_selector=in_half)
     types = [_input_type(tools, spec, contract, given) for spec in contract.inputs]
     if given.image_output:
         outputs = [tools.ImageType(name=spec.name, color_layout=tools.colorlayout.RGB) for spec in contract.outputs]

@@ -77,12 +77,15 @@ def export(
         record = record_of(artifact, quantization) if precision is Precision.INT8 else None
         model = float_onnx(artifact, input_size=input_size, dynamic=dynamic, opset=given.get("opset", OPSET))
         bar.advance()
-        notes: dict[str, Any] = {"screens": screen_artifact(artifact, input_size).to_json()}
+        screens = screen_artifact(artifact, input_size)
+        notes: dict[str, Any] = {"screens": screens.to_json()}
         if precision is Precision.FP16:
             from export.onnx_half import to_half
 
             photos = probes(artifact, input_size)
-            model, notes["kept_fp32"] = to_half(model, contract, keep=kept_names(given), photos=photos)
+            model, notes["kept_fp32"] = to_half(
+                model, contract, keep=kept_names(given), layers_only=screens.layers_only, photos=photos
+            )
         elif record is not None:
             model = lower(model, record, "onnxruntime", contract)
             notes["quantization"] = record.to_json(output.parent)

@@ -74,12 +74,15 @@ def export(
     profile = _profile(contract, given.get("max_size")) if dynamic else None
     with progress.track(f"TensorRT {precision}", total=3) as bar:
         model = float_onnx(artifact, input_size=input_size, dynamic=dynamic)
-        notes: dict[str, Any] = {"screens": screen_artifact(artifact, input_size).to_json()}
+        screens = screen_artifact(artifact, input_size)
+        notes: dict[str, Any] = {"screens": screens.to_json()}
         if precision is Precision.FP16:
             from export.onnx_half import to_half
 
             photos = probes(artifact, input_size)
-            model, notes["kept_fp32"] = to_half(model, contract, keep=kept_names(given), photos=photos)
+            model, notes["kept_fp32"] = to_half(
+                model, contract, keep=kept_names(given), layers_only=screens.layers_only, photos=photos
+            )
         elif precision is Precision.INT8:
             record = record_of(artifact, quantization)
             model = lower(model, record, "tensorrt", contract)

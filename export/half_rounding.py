@@ -1,0 +1,90 @@
+"""What half precision does to a network, before it is exported: the forward pass once more, each result rounded.
+
+Differences of nearly equal numbers (variance as mean of squares minus square of the mean, the box filters of a guided
+filter, phases) lose their digits in FP16 although nothing overflows. Then convolutions and matrix products alone in
+half precision, as ``torch.autocast`` has it, keep the files small and the numbers right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from models.running_module import RunningModule
+
+_LARGEST = torch.finfo(torch.half).max
+#: ATen operators that stay in half precision where only layers do.
+_PRODUCTS = frozenset(("convolution", "_convolution", "mm", "bmm", "addmm", "baddbmm"))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.dtype == torch.float32:
+        return value.clamp(-_LARGEST, _LARGEST).half().float()
+    return value
+
+
+class HalfRounding(TorchDispatchMode):
+    """Rounds what operators read and write to half precision, beyond its range to the largest half.
+
+    Args:
+        net: Network whose modules are followed until ``close``.
+        keep: Modules whose own operators stay in FP32.
+        layers_only: Only convolutions and matrix products are in half precision.
+    """
+
+    def __init__(self, net: nn.Module, keep: Collection[str], *, layers_only: bool) -> None:
+        super().__init__()
+        self._keep, self._layers_only, self._running = frozenset(keep), layers_only, RunningModule(net)
+
+    def close(self) -> None:
+        """Remove the hooks from the network."""
+        self._running.close()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = dict(kwargs or {})
+        name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
+        if self._running.name in self._keep or (self._layers_only and name not in _PRODUCTS):
+            return func(*args, **given)
+        if func._schema.is_mutable:  # its arguments are written, not their copies
+            result = func(*args, **given)
+            if isinstance(result, Tensor) and result.dtype == torch.float32:
+                result.copy_(_rounded(result))
+            return result
+        if any(result.alias_info is not None for result in func._schema.returns):  # a view of what was rounded
+            return func(*args, **given)
+        return tree_map(_rounded, func(*tree_map(_rounded, args), **tree_map(_rounded, given)))
+
+
+def half_error(
+    net: nn.Module, image: Tensor, keep: Collection[str] = (), *, layers_only: bool = False
+) -> tuple[float, float]:
+    """Return the largest and the root mean square error of ``net`` in half precision, in spans of its output.
+
+    Args:
+        net: Network in eval mode, FP32.
+        image: (N, C, H, W).
+        keep: Modules whose own operators stay in FP32.
+        layers_only: Only convolutions and matrix products are in half precision.
+    """
+    with torch.no_grad():
+        expected = _outputs(net(image))
+        mode = HalfRounding(net, keep, layers_only=layers_only)
+        try:
+            with mode:
+                got = _outputs(net(image))
+        finally:
+            mode.close()
+    span = float(expected.max() - expected.min())
+    error = (got - expected).abs() / max(span, torch.finfo(torch.float32).tiny)
+    return float(error.max()), float(error.square().mean().sqrt())
+
+
+def _outputs(answer: Any) -> Tensor:
+    found: list[Tensor] = []
+    tree_map(lambda value: found.append(value) if isinstance(value, Tensor) else None, answer)
+    return torch.cat([value.float().flatten() for value in found])
