@@ -74,6 +74,8 @@ def _overlay(name: str, factory: str, *, multiple_of: int, feature: str, source:
     )
 
 
+#: Takes networks that are convolutions one after the other further in the same minutes (docs/distillation.md).
+_MUON = {"optimizer": "muon"}
 _COLORIZE_ROWS = (
     ModelSpec(
         name="resnet18_unet",
@@ -119,6 +121,7 @@ _COLORIZE_ROWS = (
         size=SizeRequirements(minimum=8, multiple_of=8),
         student="chroma_unet",
         feature="down3",
+        fit=_MUON,
         source="Ronneberger et al. 2015; milesial/Pytorch-UNet",
     ),
 )
@@ -158,6 +161,7 @@ _SID = ModelSpec(
     controls=(Control("ratio", "graph_input", 1.0, 300.0, 100.0),),
     student="sid_unet_8",
     feature="bottleneck",
+    fit=_MUON,
     source="Chen et al. 2018; lavi135246/pytorch-Learning-to-See-in-the-Dark",
 )
 _LOW_LIGHT_ROWS = (
@@ -234,6 +238,7 @@ _ADAFM = ModelSpec(
     controls=(Control("level", "graph_input", 0.0, 1.0, 0.5),),
     student="adafm_s",
     feature="model.1",
+    fit=_MUON,
     source="He et al. 2019; hejingwenhejingwen/AdaFM",
 )
 _DENOISE_ROWS = (
@@ -258,6 +263,7 @@ _ADAIN = ModelSpec(
     controls=(Control("alpha", "graph_input", 0.0, 1.0, 1.0),),
     student="adain_s",
     feature="encoder",
+    fit={**_MUON, "learning_rate": 2e-4},
     source="Huang and Belongie 2017; naoto0804/pytorch-AdaIN",
 )
 _STYLE_ROWS = (_ADAIN, replace(_ADAIN, name="adain_s", defaults={"width": 16}, role="student", student=None))

@@ -148,6 +148,7 @@ class ModelSpec:
         role: ``teacher`` or ``student``.
         student: Registry name of the default student of a teacher.
         feature: Name of the submodule whose output (N, C, h, w) distillation matches, or None.
+        fit: Settings of its training (``optimize.loop.FitConfig``) that take it further than the usual ones.
         weights: File name in ``models/weights`` of the shipped checkpoint, or None.
         source: Paper or repository of the architecture.
         licence: Licence of the shipped weights.
@@ -164,6 +165,7 @@ class ModelSpec:
     role: Literal["teacher", "student"] = "teacher"
     student: str | None = None
     feature: str | None = None
+    fit: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     source: str = ""
     licence: str = "Apache-2.0"

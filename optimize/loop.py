@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from models.artifact import read_tensors, save_tensors
 from models.errors import CheckpointError, ConfigError, InputSizeError, TrainingError, explain
 from models.progress import NULL_PROGRESS, Bar, Progress
+from optimize.muon import Muon
 
 if TYPE_CHECKING:
     from models.spec import ModelSpec
@@ -54,6 +55,7 @@ class FitConfig:
 
     Attributes:
         phases: Crop sizes in turn, small to large.
+        optimizer: ``adamw``, or ``muon`` (``optimize.muon``): for plain convolutions without norms.
         learning_rate: Peak of AdamW's rate; 5% warm-up, cosine to 1%.
         weight_decay: AdamW's decay.
         ema_decay: Decay of the moving average of the weights, which is what is kept.
@@ -68,6 +70,7 @@ class FitConfig:
     """
 
     phases: tuple[Phase, ...]
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     ema_decay: float = 0.999
@@ -160,7 +163,8 @@ class Fit:
         self.config, self.checkpoint = config, checkpoint
         parts = nn.ModuleDict({"net": net, **({"extras": extras} if extras is not None else {})})
         parts = parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(parts.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(parts.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.ema = Ema(net, config.ema_decay)
         self.ema.net.to(self.accelerator.device)
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)

@@ -432,22 +432,22 @@ def test_crops_a_photo_follow_time_and_disk(photos: int, flags: dict[str, Any], 
 
 
 @pytest.mark.parametrize(
-    ("flags", "rate"),
+    ("flags", "rate", "optimizer"),
     [
-        ({}, 1e-4),
-        ({"distill.student_kwargs": {"widths": [16, 32, 64, 128]}}, 1e-3),
-        ({"distill.from_scratch": True}, 1e-3),
-        ({"distill.student": "image_unet"}, 1e-3),
-        ({"teacher.model": "torch.nn:Identity", "teacher.task": "image"}, 1e-3),
-        ({"teacher.model": "torch.nn:Identity", "teacher.task": "image", "distill.student": "teacher"}, 3e-4),
-        ({"distill.from_scratch": True, "distill.fit.learning_rate": 2e-4}, 2e-4),
+        ({}, 1e-4, "adamw"),
+        ({"distill.student_kwargs": {"widths": [16, 32, 64, 128]}}, 1e-3, "muon"),
+        ({"distill.from_scratch": True}, 1e-3, "muon"),
+        ({"distill.student": "image_unet"}, 1e-3, "muon"),
+        ({"teacher.model": "torch.nn:Identity", "teacher.task": "image"}, 1e-3, "muon"),
+        ({"teacher.model": "torch.nn:Identity", "teacher.task": "image", "distill.student": "teacher"}, 3e-4, "adamw"),
+        ({"distill.from_scratch": True, "distill.fit.learning_rate": 2e-4}, 2e-4, "muon"),
     ],
 )
-def test_a_student_from_random_weights_learns_faster(flags: dict[str, object], rate: float) -> None:
+def test_a_student_from_random_weights_learns_faster(flags: dict[str, object], rate: float, optimizer: str) -> None:
     from optimize.pipeline import stage_defaults
     from optimize.recipe import combine, stage_config
 
     recipe = combine(None, flags)
     few = SimpleNamespace(train=range(6))
     config = stage_config(recipe, "distill", stage_defaults("distill", recipe, few))  # type: ignore[arg-type]
-    assert config.fit.learning_rate == rate
+    assert (config.fit.learning_rate, config.fit.optimizer) == (rate, optimizer)

@@ -39,7 +39,7 @@ class Numbers:
 
 def small_net() -> nn.Module:
     torch.manual_seed(4)
-    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 3, 1))
 
 
 def config(**changes: Any) -> FitConfig:
@@ -98,15 +98,17 @@ def test_a_fit_learns_and_counts(tmp_path: Path) -> None:
     assert fit.checkpoint.is_file()
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("at", [1, 3, 4], ids=["first epoch", "edge", "second epoch"])
-def test_a_resumed_fit_is_the_same_as_an_uninterrupted_one(tmp_path: Path, at: int) -> None:
-    whole = fit_of(tmp_path / "whole")
+def test_a_resumed_fit_is_the_same_as_an_uninterrupted_one(tmp_path: Path, at: int, optimizer: str) -> None:
+    settings = config(optimizer=optimizer)
+    whole = fit_of(tmp_path / "whole", settings)
     seen = run(whole).seen
-    first = fit_of(tmp_path / "parts")
+    first = fit_of(tmp_path / "parts", settings)
     with pytest.raises(KeyboardInterrupt):
         run(first, stopping(first, at, KeyboardInterrupt()))
     assert first.step == at
-    second = fit_of(tmp_path / "parts")
+    second = fit_of(tmp_path / "parts", settings)
     assert second.resume()
     assert second.step == at
     torch.manual_seed(99)  # whatever happened between
@@ -387,7 +389,7 @@ class Numbers:
 
 
 torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 3, 1))
 config = FitConfig(phases=(Phase(32, 50, 4),), mixed_precision="no", max_minutes=1.0)
 fit = Fit(net, config, checkpoint=Path(sys.argv[1]) / "net.checkpoint.safetensors")
 
