@@ -5,10 +5,11 @@ one encoder and one decoder with one picture in, half the work of encoding the s
 the style that ships, and an app holds one file a style. The strength is an input of the graph: it blends features.
 
 The published encoder is VGG-19 up to relu4_1 and is not trained. Without its weights (they are not ours to ship, and
-there may be no network), encoder and decoder are trained here together: the encoder by reproducing photos, the decoder
-by that and by the perceptual losses on the encoder's features (content: distance to the wanted features; style:
-distance of mean and deviation at four levels). Styles of a training batch are the batch's other photos and the
-built-in pattern.
+there may be no network), training has two steps (``optimize.two_steps``): encoder and decoder learn to reproduce photos,
+at strength 0; then the decoder alone learns the perceptual losses on the encoder's features, at strength 1 (content:
+distance to the wanted features; style: distance of mean and deviation at four levels), and goes on reproducing. The
+styles of a training batch are its other photos and the built-in pattern. Trained together, the features moved under
+the losses: after as many steps the picture was a blur.
 
 Source: Huang and Belongie 2017; names and shapes of naoto0804/pytorch-AdaIN (``vgg`` and ``decoder`` of net.py, here
 ``encoder.*`` and ``decoder.*``), recorded in tests/models/state_dicts/adain.json.
@@ -23,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
 from models.controls import spread, unpack
@@ -79,6 +79,7 @@ class AdaIN(nn.Module):
         width: Channels of the finest level; the published network has 64.
     """
 
+    first_step_trains_all = True
     style_mean: Tensor
     style_deviation: Tensor
 
@@ -112,39 +113,41 @@ class AdaIN(nn.Module):
         styled = (features - own_mean) / own_deviation * deviation + mean
         return features + spread(alpha) * (styled - features)
 
+    def tuning_parameters(self) -> list[nn.Parameter]:
+        """Return what the second step trains."""
+        return list(self.decoder.parameters())
+
     def training_losses(self, inputs: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Return ``loss`` and its parts for packed photos (N, 4, H, W)."""
+        """Return ``loss`` and its parts for packed photos (N, 4, H, W); at strength 0 that of reproduction alone."""
         photo, alpha = unpack(inputs, 1)
+        features = self.encoder(photo)
+        again = functional.l1_loss(self.decoder(features), photo)
+        if not alpha.any():
+            return {"loss": again, "again": again}
         styles = torch.roll(photo, 1, dims=0)
         styles = torch.cat([pattern(photo.shape[2:]).to(photo), styles[1:]])
-        taps = self._taps(styles)
-        features = self.encoder(photo)
         with torch.no_grad():
+            taps = self._taps(styles)
             wanted = self._restyle(features, *statistics(taps[-1]), alpha)
-        painted = self.decoder(wanted)
-        seen = self._taps(painted)
-        size = wanted.square().mean().clamp_min(_EPSILON)
-        content = functional.mse_loss(seen[-1], wanted) / size
-        style = sum(self._distance(a, b, photo, alpha) for a, b in zip(seen, taps, strict=True))
-        again = functional.l1_loss(self.decoder(features), photo)
+        seen = self._taps(self.decoder(wanted))
+        content = functional.mse_loss(seen[-1], wanted) / wanted.square().mean().clamp_min(_EPSILON)
+        style = torch.stack([self._distance(a, b, alpha) for a, b in zip(seen, taps, strict=True)]).sum()
         loss = _CONTENT_WEIGHT * content + _STYLE_WEIGHT * style + _REPRODUCTION_WEIGHT * again
-        return {"loss": loss, "content": content, "style": torch.as_tensor(style), "again": again}
+        return {"loss": loss, "content": content, "style": style, "again": again}
 
     def _taps(self, picture: Tensor) -> list[Tensor]:
-        """Features at four levels; the encoder is judge here, and not trained by it."""
-        weights = {name: value.detach() for name, value in self.encoder.named_parameters()}
+        """Features at four levels."""
         found = []
         for index, layer in enumerate(self.encoder):
-            own = {key.partition(".")[2]: v for key, v in weights.items() if key.startswith(f"{index}.")}
-            picture = functional_call(layer, own, (picture,))
+            picture = layer(picture)
             if index in _TAPS:
                 found.append(picture)
         return found
 
     @staticmethod
-    def _distance(painted: Tensor, style: Tensor, photo: Tensor, alpha: Tensor) -> Tensor:
+    def _distance(painted: Tensor, style: Tensor, alpha: Tensor) -> Tensor:
         """Distance of the statistics, weighted by the strength, over their size."""
-        mine, theirs = statistics(painted), [value.detach() for value in statistics(style)]
+        mine, theirs = statistics(painted), statistics(style)
         size = theirs[0].square().mean() + theirs[1].square().mean() + _EPSILON
         apart = (mine[0] - theirs[0]).square() + (mine[1] - theirs[1]).square()
         return (spread(alpha) * apart).mean() / size

@@ -263,7 +263,7 @@ _ADAIN = ModelSpec(
     controls=(Control("alpha", "graph_input", 0.0, 1.0, 1.0),),
     student="adain_s",
     feature="encoder",
-    fit={**_MUON, "learning_rate": 2e-4},
+    fit={**_MUON, "learning_rate": 3e-4},
     source="Huang and Belongie 2017; naoto0804/pytorch-AdaIN",
 )
 _STYLE_ROWS = (_ADAIN, replace(_ADAIN, name="adain_s", defaults={"width": 16}, role="student", student=None))

@@ -5,7 +5,7 @@ large. In the minutes that a processor has this is worth several times as many s
 ``torch.optim.Muon`` takes matrices alone, and multiplies in bfloat16, which many processors emulate.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (coefficients, five iterations);
-Liu et al. 2025, "Muon is Scalable for LLM Training" (steps in proportion to AdamW's, so that rates and decays carry over).
+Liu et al. 2025, "Muon is Scalable for LLM Training" (steps in proportion to AdamW's, so that its rates serve here).
 """
 
 from __future__ import annotations

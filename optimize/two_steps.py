@@ -1,8 +1,8 @@
 """Training in two steps: the network at the start level, then what tunes it, alone, at the end level.
 
-A network says with ``tuning_parameters()`` what the second step changes, or with ``blends = True`` that it changes
-everything and that the weights before it are kept beside (deep network interpolation). Where a network has
-``finished()``, what that returns is what is saved.
+A network says with ``tuning_parameters()`` what the second step changes, and with ``first_step_trains_all = True`` that
+the first one trains that too; or with ``blends = True`` that the second changes everything and that the weights before
+it are kept beside (deep network interpolation). Where a network has ``finished()``, what that returns is what is saved.
 
 Source: He et al. 2019 (AdaFM), Lee et al. 2020 (FTN), Wang et al. 2019 (DNI).
 """
@@ -65,9 +65,9 @@ class TwoSteps:
                 save_tensors(self.fit.ema.net.state_dict(), self.snapshot)
             return
         tuning: Sequence[nn.Parameter] = net.tuning_parameters()  # type: ignore[operator]
-        changed = {id(parameter) for parameter in tuning}
+        changed, all_first = {id(parameter) for parameter in tuning}, getattr(net, "first_step_trains_all", False)
         for parameter in net.parameters():
-            parameter.requires_grad_((id(parameter) in changed) == second)
+            parameter.requires_grad_((id(parameter) in changed) == second or (all_first and not second))
 
 
 def finish(net: nn.Module, kwargs: Mapping[str, Any], path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -11,6 +12,7 @@ from models.adain import adain, pattern, statistics
 from models.artifact import load_network, save_network
 from models.controls import pack
 from models.registry import create_model, get_task
+from optimize.two_steps import TwoSteps
 
 RECORDED = Path(__file__).parent / "state_dicts" / "adain.json"
 
@@ -65,31 +67,43 @@ def test_features_take_on_the_baked_statistics_by_the_strength() -> None:
         assert torch.allclose(half, net.decoder((features + styled) / 2), atol=1e-5)
 
 
-def test_the_losses_teach_the_decoder_style_and_the_encoder_only_to_reproduce() -> None:
+def test_strength_0_teaches_reproduction_alone() -> None:
     net, task = adain(4).train(), get_task("style")
-    inputs, target = task.prepare(torch.rand(3, 3, 32, 32))
+    inputs, target = task.prepare_at(torch.rand(3, 3, 32, 32), [0.0])
     assert not task.has_truth(target)
     losses = net(inputs, target=target)
-    (losses["style"] + losses["content"]).backward(retain_graph=True)
-    assert all(parameter.grad is None for parameter in net.encoder.parameters())
-    assert any(bool((p.grad != 0).any()) for p in net.decoder.parameters() if p.grad is not None)
-    losses["again"].backward()
-    assert any(p.grad is not None and bool((p.grad != 0).any()) for p in net.encoder.parameters())
+    assert torch.equal(losses["loss"], losses["again"])
+    torch.testing.assert_close(losses["again"], (net.decoder(net.encoder(target)) - target).abs().mean())
+
+
+def test_the_second_step_changes_the_decoder_alone() -> None:
+    net, task = adain(4).train(), get_task("style")
+    fit = SimpleNamespace(raw_net=net, step=1, set_rate=lambda fraction: None)
+    steps = TwoSteps(fit, task, 0.5, Path("nowhere"))  # type: ignore[arg-type]
+    photo = torch.rand(3, 3, 32, 32)
+    for fraction, wanted in ((0.1, {"encoder", "decoder"}), (0.6, {"decoder"})):
+        net.zero_grad()
+        inputs, target = steps.prepare(photo, fraction)
+        net(inputs, target=target)["loss"].backward()
+        taught = {name.partition(".")[0] for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
+        assert taught == wanted
 
 
 def test_a_few_steps_lower_the_loss_and_training_bakes_the_style() -> None:
     torch.manual_seed(0)
     net, task = adain(4).train(), get_task("style")
-    inputs, target = task.prepare(torch.rand(2, 3, 32, 32))
-    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    net.encoder.requires_grad_(False)
+    inputs, target = task.prepare_at(torch.rand(2, 3, 32, 32), [1.0])
+    optimizer = torch.optim.Adam(net.decoder.parameters(), 2e-3)
     values = []
     for _ in range(12):
-        loss = net(inputs, target=target)["loss"]
+        losses = net(inputs, target=target)
         optimizer.zero_grad()
-        loss.backward()
+        losses["loss"].backward()
         optimizer.step()
-        values.append(float(loss))
-    assert values[-1] < 0.8 * values[0]
+        values.append({name: float(value.detach()) for name, value in losses.items()})
+    assert values[-1]["loss"] < 0.8 * values[0]["loss"]
+    assert values[-1]["style"] < values[0]["style"]
     baked, _ = net.finished()
     assert not torch.equal(baked.style_mean, torch.zeros_like(baked.style_mean))
 
