@@ -5,11 +5,11 @@ one encoder and one decoder with one picture in, half the work of encoding the s
 the style that ships, and an app holds one file a style. The strength is an input of the graph: it blends features.
 
 The published encoder is VGG-19 up to relu4_1 and is not trained. Without its weights (they are not ours to ship, and
-there may be no network), training has two steps (``optimize.two_steps``): encoder and decoder learn to reproduce photos,
-at strength 0; then the decoder alone learns the perceptual losses on the encoder's features, at strength 1 (content:
-distance to the wanted features; style: distance of mean and deviation at four levels), and goes on reproducing. The
-styles of a training batch are its other photos and the built-in pattern. Trained together, the features moved under
-the losses: after as many steps the picture was a blur.
+there may be no network), training has two steps (``optimize.two_steps``): encoder and decoder learn to reproduce
+photos, at strength 0; then the decoder alone learns the perceptual losses on the encoder's features, at strength 1
+(content: distance to the wanted features; style: distance of mean and deviation at four levels), and goes on
+reproducing. Styles are the other photos of a batch and the built-in pattern. Trained together, the features moved
+under the losses: after as many steps the picture was a blur.
 
 Source: Huang and Belongie 2017; names and shapes of naoto0804/pytorch-AdaIN (``vgg`` and ``decoder`` of net.py, here
 ``encoder.*`` and ``decoder.*``), recorded in tests/models/state_dicts/adain.json.
