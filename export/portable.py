@@ -19,6 +19,7 @@ from export.fourier import TRANSFORMS
 from export.portable_arithmetic import ARITHMETIC
 from export.portable_shapes import SHAPES, cut, is_open, windows
 from export.sampling import grid_sample
+from export.unpooling import pool, unpool
 
 _CLAMPS = frozenset(("clamp", "clip", "clamp_", "clip_"))
 
@@ -156,6 +157,8 @@ BY_NAME: Mapping[str, Callable[..., Any]] = {
     **ARITHMETIC,
     **SHAPES,
     "argsort": _sort(torch.argsort),
+    "max_pool2d_with_indices": pool,
+    "max_unpool2d": unpool,
     "scatter": _scatter(torch.scatter),
     "scatter_": _scatter(Tensor.scatter_),
     "sort": _sort(torch.sort),

@@ -27,6 +27,10 @@ def _towards_zero(x: Tensor) -> Tensor:
     return torch.where(x < 0, torch.ceil(x), torch.floor(x))
 
 
+def _round(x: Tensor, *, decimals: int = 0) -> Any:
+    return NotImplemented if decimals == 0 else torch.round(x * 10.0**decimals) / 10.0**decimals
+
+
 def _fmod(x: Tensor, other: Any) -> Any:
     return x - _towards_zero(x / other) * other if x.is_floating_point() else NotImplemented
 
@@ -353,6 +357,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "prod": _product,
     "quantile": _quantile,
     "rad2deg": lambda x: x * (180 / math.pi),
+    "round": _round,
     "rrelu": _rrelu,
     "sgn": torch.sign,
     "sinc": _sinc,

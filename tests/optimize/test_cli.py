@@ -451,3 +451,23 @@ def test_a_student_from_random_weights_learns_faster(flags: dict[str, object], r
     few = SimpleNamespace(train=range(6))
     config = stage_config(recipe, "distill", stage_defaults("distill", recipe, few))  # type: ignore[arg-type]
     assert (config.fit.learning_rate, config.fit.optimizer) == (rate, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("flags", "optimizer", "rate"),
+    [
+        ({}, "adamw", 1e-3),
+        ({"teacher.model": "adafm"}, "muon", 1e-3),
+        ({"teacher.model": "adain"}, "muon", 3e-4),
+        ({"teacher.model": "adain", "train.fit.optimizer": "adamw", "train.fit.learning_rate": 1e-4}, "adamw", 1e-4),
+        ({"teacher.model": "torch.nn:Identity", "teacher.task": "image"}, "adamw", 1e-3),
+    ],
+)
+def test_a_teacher_is_trained_as_its_row_says(flags: dict[str, object], optimizer: str, rate: float) -> None:
+    from optimize.pipeline import stage_defaults
+    from optimize.recipe import combine, stage_config
+
+    recipe = combine(None, flags)
+    few = SimpleNamespace(train=range(6))
+    config = stage_config(recipe, "train", stage_defaults("train", recipe, few))  # type: ignore[arg-type]
+    assert (config.fit.optimizer, config.fit.learning_rate) == (optimizer, rate)
