@@ -72,7 +72,7 @@ class Warped(nn.Module):
 class Unpooled(nn.Module):
     def __init__(self):
         super().__init__()
-        self.pool, self.back = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+        self.pool, self.back = nn.MaxPool2d(4, 2, 1, return_indices=True), nn.MaxUnpool2d(4, 2, 1)  # windows overlap
 
     def forward(self, x):
         return self.back(*self.pool(x))
