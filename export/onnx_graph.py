@@ -11,6 +11,8 @@ from models.errors import ExportError, explain, require
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
+#: Operators that have weights to multiply with.
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Bytes from which it pays to look for a constant's twin.
 _LARGE = 4096
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract
 from export.graph_ranges import tensor_extremes
-from export.onnx_graph import finish
+from export.onnx_graph import LAYERS, finish
 from export.screens import ASKED, RANGE, ROUNDING
 from models.controls import graph_feeds
 from models.errors import UsageError, explain, require
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 LIMIT = 65504.0 / 4
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ALWAYS_FLOAT = (
     "CumSum",
     "Exp",
@@ -74,7 +73,7 @@ def to_half(
     converter = require("onnxruntime.transformers.float16", "onnx")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    others = [node.name for node in model.graph.node if node.op_type not in _LAYERS] if layers_only else []
+    others = [node.name for node in model.graph.node if node.op_type not in LAYERS] if layers_only else []
     reasons = dict.fromkeys(others, ROUNDING)
     reasons |= {node.name: node.op_type for node in model.graph.node if node.op_type in _ALWAYS_FLOAT}
     reasons |= dict.fromkeys(_overflowing(model, contract, photos), RANGE) | dict.fromkeys(_named(model, keep), ASKED)

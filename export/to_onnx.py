@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract, contract_of, embedded
 from export.files import check_output, replacing, write_bytes
-from export.onnx_graph import finish, share_constants
+from export.onnx_graph import LAYERS, finish, share_constants
 from export.quiet import quiet
 from export.registry import get_target
 from export.screens import kept_names, probes, screen_artifact
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from export.target import Runner
 
 OPSET = 18
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def export(
@@ -294,7 +293,7 @@ def layer_nodes(model: ModelProto) -> dict[str, str]:
     weights = {item.name for item in model.graph.initializer}
     found = {}
     for node in model.graph.node:
-        if node.op_type in _LAYERS:
+        if node.op_type in LAYERS:
             for name in node.input:
                 if name in weights and name.endswith(".weight"):
                     found[name.removesuffix(".weight")] = node.name
