@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from export.screens import LARGEST_HALF
 from models.running_module import RunningModule
 
-_LARGEST = torch.finfo(torch.half).max
 #: ATen operators that stay in half precision where only layers do.
 _PRODUCTS = frozenset(("convolution", "_convolution", "mm", "bmm", "addmm", "baddbmm"))
 
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, Tensor) and value.dtype == torch.float32:
-        return value.clamp(-_LARGEST, _LARGEST).half().float()
+        return value.clamp(-LARGEST_HALF, LARGEST_HALF).half().float()
     return value
 
 
@@ -85,6 +85,4 @@ def half_error(
 
 
 def _outputs(answer: Any) -> Tensor:
-    found: list[Tensor] = []
-    tree_map(lambda value: found.append(value) if isinstance(value, Tensor) else None, answer)
-    return torch.cat([value.float().flatten() for value in found])
+    return torch.cat([value.float().flatten() for value in tree_leaves(answer) if isinstance(value, Tensor)])

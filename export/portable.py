@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from export.fourier import TRANSFORMS
 from export.portable_arithmetic import ARITHMETIC
-from export.portable_shapes import SHAPES, cut, is_open, windows
+from export.portable_shapes import SHAPES, cut, is_open, pair, windows
 from export.sampling import grid_sample
 from export.unpooling import pool, unpool
 
@@ -88,7 +88,7 @@ def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | N
 
 def _fold(x: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Any:
     """Fold, the sum of overlapping patches: a transposed convolution that puts each channel in its place."""
-    size, kernel, dilations, pads, strides = map(_pair, (output_size, kernel_size, dilation, padding, stride))
+    size, kernel, dilations, pads, strides = map(pair, (output_size, kernel_size, dilation, padding, stride))
     if x.ndim != 3 or is_open(*size):
         return NotImplemented
     cells = kernel[0] * kernel[1]
@@ -100,10 +100,6 @@ def _fold(x: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padd
     weight = torch.from_numpy(np.tile(one_hot, (channels, 1, 1, 1))).to(x.dtype)
     left = [span % strides[axis] for axis, span in enumerate(spans)]
     return functional.conv_transpose2d(patches, weight, None, strides, pads, left, channels, dilations)
-
-
-def _pair(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (tuple, list)) else [value, value]
 
 
 def _instance_norm(

@@ -56,6 +56,18 @@ def _sinc(x: Tensor) -> Tensor:
     return torch.where(x == 0, 1.0, torch.sin(angle) / angle)
 
 
+def _acosh(x: Tensor) -> Tensor:
+    return torch.log(x + torch.sqrt(x * x - 1))
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    return -functional.softplus(-x)
+
+
+def _erfc(x: Tensor) -> Tensor:
+    return 1 - torch.erf(x)
+
+
 def _asinh(x: Tensor) -> Tensor:
     size = x.abs()
     return torch.sign(x) * torch.log(size + torch.sqrt(size * size + 1))
@@ -305,13 +317,13 @@ def _solve(x: Tensor, other: Tensor, *, left: bool = True) -> Any:
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "__or__": _of_bools(torch.logical_or),
     "__xor__": _of_bools(torch.logical_xor),
-    "acosh": lambda x: torch.log(x + torch.sqrt(x * x - 1)),
+    "acosh": _acosh,
     "addcdiv": _add_quotient,
     "addcmul": _add_product,
     "alpha_dropout": _without_drops,
     "aminmax": _extremes,
     "asinh": _asinh,
-    "arccosh": lambda x: torch.log(x + torch.sqrt(x * x - 1)),
+    "arccosh": _acosh,
     "arcsinh": _asinh,
     "arctan2": angle,
     "atan2": angle,
@@ -327,7 +339,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "deg2rad": lambda x: x * (math.pi / 180),
     "det": _determinant,
     "diff": _differences,
-    "erfc": lambda x: 1 - torch.erf(x),
+    "erfc": _erfc,
     "feature_alpha_dropout": _without_drops,
     "fix": _towards_zero,
     "fmax": torch.maximum,
@@ -347,10 +359,10 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "linalg_inv": _inverse,
     "linalg_multi_dot": _chain,
     "linalg_solve": _solve,
-    "log_sigmoid": lambda x: -functional.softplus(-x),
+    "log_sigmoid": _log_sigmoid,
     "logaddexp": _log_add_exp,
     "logit": _logit,
-    "logsigmoid": lambda x: -functional.softplus(-x),
+    "logsigmoid": _log_sigmoid,
     "median": _median,
     "positive": lambda x: x,
     "__pos__": lambda x: x,
@@ -362,7 +374,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "sgn": torch.sign,
     "sinc": _sinc,
     "softshrink": _soft_shrink,
-    "special_erfc": lambda x: 1 - torch.erf(x),
+    "special_erfc": _erfc,
     "special_logit": _logit,
     "special_sinc": _sinc,
     "special_xlogy": _x_log_y,

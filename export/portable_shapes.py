@@ -15,6 +15,11 @@ def is_open(*sides: Any) -> bool:
     return any(isinstance(side, (torch.SymInt, torch.fx.Proxy)) for side in sides)
 
 
+def pair(value: Any) -> list[Any]:
+    """Return height and width of a setting that may be one number for both."""
+    return list(value) if isinstance(value, (tuple, list)) else [value, value]
+
+
 def cut(x: Tensor, axis: int, part: slice) -> Tensor:
     """Slice along ``axis``; coremltools takes ``narrow`` from a negative start for nothing."""
     return x[(slice(None),) * (axis % x.ndim) + (part,)]

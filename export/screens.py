@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from export.screen_watch import Watch
+
 LARGEST_HALF = 65504.0
 #: Above this a layer stays in FP32: photos beyond the screened ones may reach four times the value.
 LIMIT = LARGEST_HALF / 4
@@ -187,12 +189,29 @@ def screen(net: nn.Module, inputs: Sequence[Tensor]) -> Screens:
 
     What the network raises on these inputs is passed on.
     """
+    training = net.training
+    net.eval()
+    try:
+        watch = _watched(net, inputs)
+        large = [LargeLayer(layer, peak, peak > LARGEST_HALF) for layer, peak in watch.peaks.items() if peak > LIMIT]
+        half = _half(net, inputs[0], [item.layer for item in large]) if inputs else (0.0, False)
+    finally:
+        net.train(training)
+    slow = _written_otherwise(net)
+    for kind, layers in watch.met.items():
+        rewrite, advice = OPERATORS[kind]
+        slow.append(SlowOperator(kind, len(layers) // max(len(inputs), 1), _few(layers), rewrite, advice))
+    count = sum(len(item) for item in inputs)
+    size = (int(inputs[0].shape[2]), int(inputs[0].shape[3])) if inputs else (0, 0)
+    return Screens(count, size, watch.peaks, tuple(large), tuple(slow), *half)
+
+
+def _watched(net: nn.Module, inputs: Sequence[Tensor]) -> Watch:
+    """Return what was seen of ``net`` on ``inputs``."""
     import torch
 
     from export.screen_watch import Watch
 
-    training = net.training
-    net.eval()
     watch = Watch(net, _KINDS)
     try:
         with torch.no_grad(), watch:
@@ -201,16 +220,7 @@ def screen(net: nn.Module, inputs: Sequence[Tensor]) -> Screens:
                 net(item)
     finally:
         watch.close()
-    large = [LargeLayer(layer, peak, peak > LARGEST_HALF) for layer, peak in watch.peaks.items() if peak > LIMIT]
-    slow = _written_otherwise(net)
-    for kind, layers in watch.met.items():
-        rewrite, advice = OPERATORS[kind]
-        slow.append(SlowOperator(kind, len(layers) // max(len(inputs), 1), _few(layers), rewrite, advice))
-    count = sum(len(item) for item in inputs)
-    size = (int(inputs[0].shape[2]), int(inputs[0].shape[3])) if inputs else (0, 0)
-    half = _half(net, inputs[0], [item.layer for item in large]) if inputs else (0.0, False)
-    net.train(training)
-    return Screens(count, size, watch.peaks, tuple(large), tuple(slow), *half)
+    return watch
 
 
 def _half(net: nn.Module, image: Tensor, keep: Sequence[str]) -> tuple[float, bool]:

@@ -15,14 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from export.portable_shapes import is_open
+from export.portable_shapes import is_open, pair
 
 _MASKS = WeakTensorKeyDictionary()  # indices of a pooling -> (height and width of its window, a mask a place in it)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    first, second = value if isinstance(value, (tuple, list)) else (value, value)
-    return int(first), int(second)
 
 
 def pool(
@@ -35,8 +30,8 @@ def pool(
     return_indices: bool = False,
 ) -> Any:
     """Max pooling with indices, (N, C, H, W); what ``unpool`` needs is kept beside the indices."""
-    window = _pair(kernel_size)
-    plain = _pair(padding) == (0, 0) and _pair(dilation) == (1, 1) and (stride is None or _pair(stride) == window)
+    window = pair(kernel_size)
+    plain = pair(padding) == [0, 0] and pair(dilation) == [1, 1] and (stride is None or pair(stride) == window)
     if not plain or x.ndim != 4 or is_open(*x.shape) or any(int(x.shape[2 + axis]) % window[axis] for axis in (0, 1)):
         return NotImplemented
     _, indices = functional.max_pool2d_with_indices(x, window)
@@ -57,7 +52,7 @@ def unpool(
 ) -> Any:
     """Unpooling, (N, C, h, w) -> (N, C, H, W), of indices that ``pool`` gave."""
     window, masks = _MASKS.get(indices, (None, []))
-    if window is None or masks[0].shape != x.shape or _pair(kernel_size) != window:
+    if window is None or masks[0].shape != x.shape or pair(kernel_size) != window:
         return NotImplemented
     size = [int(x.shape[2]) * window[0], int(x.shape[3]) * window[1]]
     if output_size is not None and [int(side) for side in output_size][-2:] != size:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calibrated import save_calibrated
+from own_networks import save_own
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -19,7 +18,6 @@ from export.fourier import Spectrum
 from export.parity import check_parity
 from export.portable import Portable
 from export.registry import get_target
-from models.artifact import save_network
 from models.errors import ExportError
 from models.spec import Precision
 
@@ -190,11 +188,7 @@ def test_every_target_takes_them(
 ) -> None:
     row = get_target(target)
     pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
-    module = types.ModuleType("foreign_networks")
-    module.foreign = Foreign  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "foreign_networks", module)
-    torch.manual_seed(0)
-    source = save_network(Foreign().eval(), tmp_path / "f.safetensors", model="foreign_networks:foreign", task="image")
+    source = save_own(Foreign, tmp_path, monkeypatch)
     made = row.load().export(source, tmp_path / f"f{row.suffix}", precision=precision, input_size=(32, 64))
     assert check_parity(source, made, threads=1).passed
 
@@ -216,11 +210,7 @@ class Sorting(nn.Module):
 @pytest.mark.parametrize("target", ["onnx", "openvino", "coreml"])
 def test_equal_values_stay_in_their_order(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip({"coreml": "coremltools"}.get(target, target))
-    module = types.ModuleType("sorting_networks")
-    module.sorting = Sorting  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "sorting_networks", module)
-    torch.manual_seed(0)
-    source = save_network(Sorting().eval(), tmp_path / "s.safetensors", model="sorting_networks:sorting", task="image")
+    source = save_own(Sorting, tmp_path, monkeypatch)
     row = get_target(target)
     made = row.load().export(source, tmp_path / f"s{row.suffix}", precision=Precision.FP32, input_size=(32, 32))
     assert check_parity(source, made, threads=1).passed
@@ -241,13 +231,7 @@ class Neighbours(nn.Module):
 
 def test_quantized_values_are_looked_up_in_openvino(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nncf")
-    module = types.ModuleType("gathering_networks")
-    module.make = Neighbours  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gathering_networks", module)
-    torch.manual_seed(0)
-    source = save_network(
-        Neighbours().eval(), tmp_path / "n.safetensors", model="gathering_networks:make", task="image"
-    )
+    source = save_own(Neighbours, tmp_path, monkeypatch)
     start = save_calibrated(source, tmp_path, size=(32, 32), photos=2)
     made = (
         get_target("openvino")

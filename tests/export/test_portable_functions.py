@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from own_networks import save_own
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -17,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from export.parity import check_parity
 from export.portable import Portable
 from export.registry import get_target
-from models.artifact import save_network
 from models.spec import Precision
 
 _SIDE = 6
@@ -182,12 +180,6 @@ class All(nn.Module):
 def test_every_target_takes_them(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = get_target(target)
     pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
-    module = types.ModuleType("portable_functions")
-    module.all_of_them = All  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "portable_functions", module)
-    torch.manual_seed(0)
-    source = save_network(
-        All().eval(), tmp_path / "a.safetensors", model="portable_functions:all_of_them", task="image"
-    )
+    source = save_own(All, tmp_path, monkeypatch)
     made = row.load().export(source, tmp_path / f"a{row.suffix}", precision=Precision.FP32, input_size=(32, 32))
     assert check_parity(source, made, threads=1).passed

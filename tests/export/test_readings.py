@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
+from own_networks import save_own
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,7 +14,7 @@ from export.golden import random_photo
 from export.parity import parity
 from export.readings import readings_of
 from export.registry import get_target
-from models.artifact import Artifact, save_network
+from models.artifact import Artifact
 from models.errors import ExportError
 from models.spec import Precision
 
@@ -90,11 +89,7 @@ class Drawn(Stored):
 
 def save(net: type[nn.Module], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     """Save a network of the class ``net`` as one of a user's own."""
-    module = types.ModuleType("reading_networks")
-    module.make = lambda: nn.Sequential(nn.Identity(), net())  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "reading_networks", module)
-    torch.manual_seed(0)
-    return save_network(module.make(), folder / "n.safetensors", model="reading_networks:make", task="image")
+    return save_own(lambda: nn.Sequential(nn.Identity(), net()), folder, monkeypatch)
 
 
 PHOTOS = [random_photo((32, 32), seed=seed) * gain for seed, gain in ((0, 1.0), (1, 0.1))]

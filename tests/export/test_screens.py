@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from own_networks import save_own
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,7 +20,7 @@ from export.half_rounding import half_error
 from export.parity import parity
 from export.registry import get_target
 from export.screens import LIMIT, OPERATORS, Screens, kept_names, screen, screen_artifact, words_of
-from models.artifact import Artifact, save_network
+from models.artifact import Artifact
 from models.errors import UsageError
 from models.spec import Precision
 
@@ -254,11 +253,7 @@ class Cancelling(nn.Module):
 
 @pytest.fixture
 def cancelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
-    module = types.ModuleType("cancelling_network")
-    module.build = Cancelling  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cancelling_network", module)
-    torch.manual_seed(0)
-    return save_network(Cancelling().eval(), tmp_path / "c.safetensors", model="cancelling_network:build", task="image")
+    return save_own(Cancelling, tmp_path, monkeypatch)
 
 
 def test_a_network_that_rounding_spoils_is_found(cancelling: Artifact, tiny_student: Artifact) -> None:
