@@ -1,7 +1,7 @@
 """Muon for convolutions: the momentum of a weight is made orthogonal before it is taken, AdamW for all else.
 
 A step turns every direction of a weight matrix by the same amount, where AdamW follows the few in which gradients are
-large. In the minutes that a processor has this is worth several times as many steps (docs/distillation.md).
+large. In the minutes that a processor has, that takes plain convolutions further (docs/distillation.md).
 ``torch.optim.Muon`` takes matrices alone, and multiplies in bfloat16, which many processors emulate.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (coefficients, five iterations);
