@@ -31,6 +31,8 @@ _AB = TensorSpec("output", ("N", 2, "H", "W"), value_range=(-0.5, 0.5), color_sp
 _PHOTO = TensorSpec("input", ("N", 3, "H", "W"), value_range=(0.0, 1.0))
 _OVERLAY = TensorSpec("output", ("N", 1, "H", "W"), value_range=(0.0, 1.0), color_space="overlay-soft-light")
 
+#: Takes most networks further in the same minutes (docs/distillation.md).
+_MUON = {"optimizer": "muon"}
 _OVERLAY_STUDENT_ROWS = (
     ModelSpec(
         name="overlay_unet",
@@ -53,12 +55,15 @@ _OVERLAY_STUDENT_ROWS = (
         controls=(Control("variant", "graph_input", 0.0, 1.0, 0.0),),
         student="overlay_unet",
         feature="bottleneck",
+        fit=_MUON,
         source="Pare; Perez et al. 2018 (FiLM)",
     ),
 )
 
 
-def _overlay(name: str, factory: str, *, multiple_of: int, feature: str, source: str) -> ModelSpec:
+def _overlay(
+    name: str, factory: str, *, multiple_of: int, feature: str, source: str, fit: Mapping[str, Any] | None = None
+) -> ModelSpec:
     """Return the row of a network of ``models.outputs``, one map out; its factory alone builds the published one."""
     return ModelSpec(
         name=name,
@@ -70,12 +75,11 @@ def _overlay(name: str, factory: str, *, multiple_of: int, feature: str, source:
         size=SizeRequirements(minimum=max(multiple_of, 16), multiple_of=multiple_of),
         student="overlay_unet",
         feature=feature,
+        fit=fit or {},
         source=source,
     )
 
 
-#: Takes networks that are convolutions one after the other further in the same minutes (docs/distillation.md).
-_MUON = {"optimizer": "muon"}
 _COLORIZE_ROWS = (
     ModelSpec(
         name="resnet18_unet",
@@ -195,6 +199,7 @@ _OVERLAY_ROWS = (
         "models.restormer:restormer_lite",
         multiple_of=8,
         feature="latent",
+        fit=_MUON,
         source="Zamir et al. 2022; swz30/Restormer",
     ),
     _overlay(
@@ -202,6 +207,7 @@ _OVERLAY_ROWS = (
         "models.hdrnet:hdrnet",
         multiple_of=1,
         feature="coefficients.prediction.conv1",
+        fit=_MUON,
         source="Gharbi et al. 2017; google/hdrnet",
     ),
     _overlay(
@@ -209,6 +215,7 @@ _OVERLAY_ROWS = (
         "models.scunet:scunet",
         multiple_of=64,
         feature="m_body",
+        fit=_MUON,
         source="Zhang et al. 2023; cszn/SCUNet",
     ),
     _overlay(
@@ -216,6 +223,7 @@ _OVERLAY_ROWS = (
         "models.swinir:swinir",
         multiple_of=8,
         feature="conv_after_body",
+        fit=_MUON,
         source="Liang et al. 2021; JingyunLiang/SwinIR",
     ),
     _overlay(
