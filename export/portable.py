@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from export.fourier import TRANSFORMS
+from export.portable_algebra import ALGEBRA
 from export.portable_arithmetic import ARITHMETIC
 from export.portable_shapes import SHAPES, cut, is_open, pair, windows
 from export.sampling import grid_sample
@@ -150,6 +151,7 @@ REWRITES: Mapping[Any, Callable[..., Any]] = {
 """By function of PyTorch. A rewrite returns NotImplemented for what needs none."""
 
 BY_NAME: Mapping[str, Callable[..., Any]] = {
+    **ALGEBRA,
     **ARITHMETIC,
     **SHAPES,
     "argsort": _sort(torch.argsort),

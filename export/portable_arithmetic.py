@@ -1,4 +1,4 @@
-"""Arithmetic, reductions and linear algebra that some target lacks, in operations that all of them have.
+"""Arithmetic and reductions that some target lacks, in operations that all of them have.
 
 Values are of real numbers: what PyTorch promises of NaN and of infinities alone is left out.
 """
@@ -6,7 +6,7 @@ Values are of real numbers: what PyTorch promises of NaN and of infinities alone
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from torch.return_types import aminmax, kthvalue, median
 
 _UNROLLED = 64  #: Steps of a running product that are written one after the other.
 _BY_PRODUCT = 25  #: Points from which torch takes distances through one product.
-_COFACTORS = 3
 
 
 def _is_number(value: Any) -> bool:
@@ -239,81 +238,6 @@ def _distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = 
     return (squares - 2 * torch.matmul(x, y.transpose(-1, -2))).clamp(min=0.0).sqrt()
 
 
-def _cross(x: Tensor, other: Tensor, *, dim: int = -1) -> Tensor:
-    (a, b, c), (d, e, f) = x.split(1, dim), other.split(1, dim)
-    return torch.cat([b * f - c * e, c * d - a * f, a * e - b * d], dim)
-
-
-def _chain(matrices: Sequence[Tensor]) -> Tensor:
-    product, *rest = matrices
-    for matrix in rest:
-        product = torch.matmul(product, matrix)
-    return product
-
-
-def _tensor_product(a: Tensor, b: Tensor, dims: Any = 2, out: Tensor | None = None) -> Any:
-    """Products over the axes ``dims`` of both as one product of matrices."""
-    if isinstance(dims, int):
-        dims = (list(range(a.ndim - dims, a.ndim)), list(range(dims)))
-    if isinstance(dims, Tensor) or out is not None:
-        return NotImplemented
-    ours, theirs = ([axis % x.ndim for axis in axes] for axes, x in zip(dims, (a, b), strict=True))
-    kept, others = ([axis for axis in range(x.ndim) if axis not in axes] for x, axes in ((a, ours), (b, theirs)))
-    shape = [int(a.shape[axis]) for axis in kept] + [int(b.shape[axis]) for axis in others]
-    inner = math.prod(int(a.shape[axis]) for axis in ours)
-    rows, columns = a.permute(*kept, *ours).reshape(-1, inner), b.permute(*theirs, *others).reshape(inner, -1)
-    return torch.matmul(rows, columns).reshape(shape)
-
-
-def _kronecker(x: Tensor, other: Tensor) -> Tensor:
-    """Each value of ``x`` times the whole of ``other``."""
-    ndim = max(x.ndim, other.ndim)
-    ours, theirs = ([1] * (ndim - value.ndim) + [int(side) for side in value.shape] for value in (x, other))
-    left = x.reshape([side for place in ours for side in (place, 1)])
-    right = other.reshape([side for place in theirs for side in (1, place)])
-    return (left * right).reshape([a * b for a, b in zip(ours, theirs, strict=True)])
-
-
-def _cells(x: Tensor) -> list[list[Tensor]]:
-    return [[x[..., row, column] for column in range(int(x.shape[-1]))] for row in range(int(x.shape[-2]))]
-
-
-def _minor(cells: list[list[Tensor]], row: int, column: int) -> list[list[Tensor]]:
-    return [[cell for c, cell in enumerate(line) if c != column] for r, line in enumerate(cells) if r != row]
-
-
-def _determinant_of(cells: list[list[Tensor]]) -> Tensor:
-    if len(cells) == 1:
-        return cells[0][0]
-    total = cells[0][0] * _determinant_of(_minor(cells, 0, 0))
-    for column in range(1, len(cells)):
-        part = cells[0][column] * _determinant_of(_minor(cells, 0, column))
-        total = total + part if column % 2 == 0 else total - part
-    return total
-
-
-def _determinant(x: Tensor) -> Any:
-    return _determinant_of(_cells(x)) if int(x.shape[-1]) <= _COFACTORS else NotImplemented
-
-
-def _inverse(x: Tensor) -> Any:
-    """Inverse of small matrices by cofactors: a colour matrix, a homography."""
-    side = int(x.shape[-1])
-    if not 1 < side <= _COFACTORS:
-        return NotImplemented
-    cells = _cells(x)
-    rows = [
-        torch.stack([_determinant_of(_minor(cells, row, column)) * (-1) ** (row + column) for row in range(side)], -1)
-        for column in range(side)
-    ]
-    return torch.stack(rows, -2) / _determinant_of(cells)[..., None, None]
-
-
-def _solve(x: Tensor, other: Tensor, *, left: bool = True) -> Any:
-    inverse = _inverse(x) if left and other.ndim == x.ndim else NotImplemented
-    return inverse if inverse is NotImplemented else torch.matmul(inverse, other)
-
-
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "__or__": _of_bools(torch.logical_or),
     "__xor__": _of_bools(torch.logical_xor),
@@ -331,13 +255,10 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "bitwise_xor": _of_bools(torch.logical_xor),
     "cdist": _distances,
     "celu": _celu,
-    "chain_matmul": lambda *matrices: _chain(matrices),
     "copysign": _copy_sign,
     "count_nonzero": _count_nonzero,
-    "cross": _cross,
     "cumprod": _running_product,
     "deg2rad": lambda x: x * (math.pi / 180),
-    "det": _determinant,
     "diff": _differences,
     "erfc": _erfc,
     "feature_alpha_dropout": _without_drops,
@@ -348,17 +269,9 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "hardshrink": _hard_shrink,
     "heaviside": _heaviside,
     "hypot": lambda x, other: torch.sqrt(x * x + other * other),
-    "inv": _inverse,
-    "inverse": _inverse,
-    "kron": _kronecker,
     "kthvalue": _kth_value,
     "ldexp": lambda x, other: x * torch.exp2(other.to(x.dtype)),
     "lerp": lambda start, end, weight: start + (end - start) * weight,
-    "linalg_cross": _cross,
-    "linalg_det": _determinant,
-    "linalg_inv": _inverse,
-    "linalg_multi_dot": _chain,
-    "linalg_solve": _solve,
     "log_sigmoid": _log_sigmoid,
     "logaddexp": _log_add_exp,
     "logit": _logit,
@@ -381,7 +294,6 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "std_mean": _both(torch.std),
     "sub": _subtract,
     "subtract": _subtract,
-    "tensordot": _tensor_product,
     "trunc": _towards_zero,
     "var_mean": _both(torch.var),
     "xlogy": _x_log_y,

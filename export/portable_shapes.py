@@ -159,8 +159,10 @@ def _diagonal_matrix(x: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1)
 
 
 def _bins(boundaries: Tensor, x: Any, right: bool, whole: bool) -> Any:
-    if not isinstance(x, Tensor) or boundaries.ndim != 1:
+    """Count the boundaries below each value; those of more than one dimension belong to the rows of ``x``."""
+    if not isinstance(x, Tensor):
         return NotImplemented
+    boundaries = boundaries if boundaries.ndim == 1 else boundaries.unsqueeze(-2)
     steps = x.unsqueeze(-1) >= boundaries if right else x.unsqueeze(-1) > boundaries
     return steps.to(torch.int32 if whole else torch.int64).sum(-1)
 

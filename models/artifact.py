@@ -372,9 +372,12 @@ def save_network(
 def load_network(artifact: Artifact | str | Path) -> nn.Module:
     """Rebuild the network of a ``torch`` artifact in eval mode; pruned networks reload too.
 
+    Weights that weight or spectral norm computes are plain ones then: layers fold, copy and convert like any other.
+
     Raises:
         CheckpointError: Not a ``torch`` artifact, or its weights cannot be trusted.
     """
+    from models.layers import bake_weights
     from models.registry import build_model, get_spec
 
     if not isinstance(artifact, Artifact):
@@ -384,4 +387,5 @@ def load_network(artifact: Artifact | str | Path) -> nn.Module:
         raise CheckpointError(explain(f"{artifact.path}", expected="format torch", got=artifact.format, fix=fix))
     net = build_model(get_spec(artifact.model, task=artifact.task), **artifact.model_kwargs)
     load_weights(net, artifact.path)
+    bake_weights(net)
     return net.eval()

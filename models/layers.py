@@ -7,6 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
+from torch.nn.utils.weight_norm import WeightNorm
 
 from models.errors import CheckpointError, explain
 
@@ -112,27 +115,32 @@ def bake_weights(net: nn.Module) -> None:
 
     The network computes the same; its layers can then be pruned, quantized and converted like any other.
     """
-    from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
-    from torch.nn.utils.spectral_norm import SpectralNorm
-    from torch.nn.utils.weight_norm import WeightNorm
-
     net.eval()
     for module in list(net.modules()):
         if parametrize.is_parametrized(module):
             for name in list(module.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-                _forget_loading(module)
+    for module, hook in _norm_hooks(net):
+        if isinstance(hook, WeightNorm):
+            remove_weight_norm(module, hook.name)
+        else:
+            remove_spectral_norm(module, hook.name)
+            _forget_loading(module)
+
+
+def detach_computed_weights(net: nn.Module) -> None:
+    """Detach what the hooks of ``torch.nn.utils.weight_norm`` and ``spectral_norm`` computed: it cannot be copied."""
+    for module, hook in _norm_hooks(net):
+        setattr(module, hook.name, getattr(module, hook.name).detach())
+
+
+def _norm_hooks(net: nn.Module) -> list[tuple[nn.Module, WeightNorm | SpectralNorm]]:
+    hooks = [(module, hook) for module in net.modules() for hook in module._forward_pre_hooks.values()]
+    return [(module, hook) for module, hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))]
 
 
 def _forget_loading(module: nn.Module) -> None:
     """Remove what ``remove_spectral_norm`` of torch 2.13 leaves: a hook that misses the old names when it loads."""
-    from torch.nn.utils.spectral_norm import SpectralNormLoadStateDictPreHook
-
     for key, hook in list(module._load_state_dict_pre_hooks.items()):
         if isinstance(getattr(hook, "hook", hook), SpectralNormLoadStateDictPreHook):
             del module._load_state_dict_pre_hooks[key]
@@ -140,14 +148,7 @@ def _forget_loading(module: nn.Module) -> None:
 
 def has_computed_weights(net: nn.Module) -> bool:
     """Say whether ``bake_weights`` would change the names of a network's weights."""
-    from torch.nn.utils import parametrize
-    from torch.nn.utils.spectral_norm import SpectralNorm
-    from torch.nn.utils.weight_norm import WeightNorm
-
-    hooks = (hook for module in net.modules() for hook in module._forward_pre_hooks.values())
-    return any(map(parametrize.is_parametrized, net.modules())) or any(
-        isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks
-    )
+    return any(map(parametrize.is_parametrized, net.modules())) or bool(_norm_hooks(net))
 
 
 def resize_to(net: nn.Module, state: Mapping[str, Tensor]) -> None:

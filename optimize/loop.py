@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.artifact import read_tensors, save_tensors
 from models.errors import CheckpointError, ConfigError, InputSizeError, TrainingError, explain
+from models.layers import detach_computed_weights
 from models.progress import NULL_PROGRESS, Bar, Progress
 from optimize.muon import Muon
 
@@ -55,7 +56,7 @@ class FitConfig:
 
     Attributes:
         phases: Crop sizes in turn, small to large.
-        optimizer: ``adamw``, or ``muon`` (``optimize.muon``): for plain convolutions without norms.
+        optimizer: ``adamw``, or ``muon`` (``optimize.muon``), which takes many networks further in the same minutes.
         learning_rate: Peak of AdamW's rate; 5% warm-up, cosine to 1%.
         weight_decay: AdamW's decay.
         ema_decay: Decay of the moving average of the weights, which is what is kept.
@@ -121,6 +122,7 @@ class Ema:
     """Moving average of a network's floating tensors (weights and BatchNorm statistics)."""
 
     def __init__(self, net: nn.Module, decay: float) -> None:
+        detach_computed_weights(net)
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
         self.decay, self.steps = decay, 0
 

@@ -28,6 +28,16 @@ def _unpooled(x: Tensor, window: int | tuple[int, int]) -> Tensor:
     return nn.MaxUnpool2d(window)(values + 1, indices, output_size=x.shape)
 
 
+def _system(x: Tensor) -> Tensor:
+    """Systems (N, 8, 6, 6) that no step can take without exchanging rows."""
+    return (x * 0.3 + 4 * torch.eye(_SIDE)).flip(-1)
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Positive definite matrices (N, 8, 6, 6)."""
+    return torch.matmul(x, x.transpose(2, 3)) + torch.eye(_SIDE)
+
+
 #: What PyTorch calls -> a picture (N, 8, 6, 6) of it, from values around zero (N, 8, 6, 6).
 CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "__or__": lambda x: x * ((x > 0.5) | (x < -0.5)),
@@ -45,8 +55,10 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "celu": lambda x: F.celu(x, 0.7) + nn.CELU()(x),
     "chain_matmul": lambda x: x + torch.chain_matmul(x[0, 0], x[0, 1], x[0, 2]),
+    "cholesky_solve": lambda x: x + torch.cholesky_solve(x, torch.linalg.cholesky(_gram(x))),
     "copysign": lambda x: torch.copysign(x, x.flip(1)) + x.copysign(-1.0),
     "count_nonzero": lambda x: x * torch.count_nonzero(x > 0, dim=1)[:, None],
+    "cov": lambda x: x + torch.cov(x[0, :6].flatten(1)) - x[0, :6].flatten(1).cov(correction=0),
     "cross": lambda x: torch.cat([torch.cross(x[:, :3], x[:, 3:6], dim=1), x[:, 3:]], 1),
     "cumprod": lambda x: (x * 0.1 + 1).cumprod(1),
     "deg2rad": torch.deg2rad,
@@ -69,12 +81,20 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "kthvalue": lambda x: x - x.kthvalue(2, dim=1, keepdim=True)[0],
     "ldexp": lambda x: torch.ldexp(x, torch.tensor(2)),
     "linalg_det": lambda x: x * torch.linalg.det(x[:, :1, :3, :3])[..., None, None],
-    "linalg_inv": lambda x: x + F.pad(torch.linalg.inv(x[:, :, :2, :2] * 0.1 + torch.eye(2)), (0, 4, 0, 4)),
+    "linalg_cholesky": lambda x: torch.linalg.cholesky(_gram(x)),
+    "linalg_inv": lambda x: (
+        torch.linalg.inv(_system(x)) + F.pad(torch.linalg.inv(x[:, :, :2, :2] * 0.1 + torch.eye(2)), (0, 4, 0, 4))
+    ),
+    "linalg_lstsq": lambda x: x + F.pad(torch.linalg.lstsq(_system(x)[..., :4], x).solution, (0, 0, 0, 2)),
     "inverse": lambda x: x + F.pad((x[:, :, :3, :3] * 0.1 + torch.eye(3)).inverse(), (0, 3, 0, 3)),
     "linalg_multi_dot": lambda x: x + torch.linalg.multi_dot([x[0, 0], x[0, 1], x[0, 2]]),
+    "linalg_pinv": lambda x: torch.linalg.pinv(_system(x)) + F.pad(_system(x)[..., :4, :].pinverse(), (0, 2)),
     "linalg_solve": lambda x: (
-        x + F.pad(torch.linalg.solve(x[..., :3, :3] * 0.1 + torch.eye(3), x[..., :3, :]), (0, 0, 0, 3))
+        torch.linalg.solve(_system(x), x)
+        + torch.linalg.solve(_system(x), x[..., 0])[..., None]
+        + F.pad(torch.linalg.solve(x[..., :3, :3] * 0.1 + torch.eye(3), x[..., :3, :]), (0, 0, 0, 3))
     ),
+    "linalg_solve_triangular": lambda x: x + torch.linalg.solve_triangular(_gram(x).triu(), x, upper=True),
     "log_sigmoid": F.logsigmoid,
     "logaddexp": lambda x: torch.logaddexp(x, x.flip(1)),
     "logit": lambda x: torch.logit(x.sigmoid(), 1e-3) + x.sigmoid().logit(),
@@ -90,7 +110,9 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "rot90": lambda x: x.rot90(1, (2, 3)) + 2 * torch.rot90(x, -1, (2, 3)) + 3 * torch.rot90(x, 2, [3, 2]),
     "round": lambda x: torch.round(x, decimals=1) + x.round(decimals=-1),
     "rrelu": lambda x: F.rrelu(x, 0.1, 0.5),
-    "searchsorted": lambda x: x + torch.searchsorted(torch.tensor(_BOUNDS), x).float(),
+    "searchsorted": lambda x: (
+        x + torch.searchsorted(torch.tensor(_BOUNDS), x).float() + torch.searchsorted(x.cumsum(-1).sort(-1)[0], x)
+    ),
     "sgn": lambda x: x * torch.sgn(x),
     "sinc": torch.sinc,
     "softshrink": lambda x: F.softshrink(x, 0.2),

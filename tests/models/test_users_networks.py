@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_networks import save_own
 from safetensors.torch import save_file
 from torch import nn
 
+from export.fuse import fold_batch_norm
 from models.artifact import load_network, load_weights, read_tensors, save_network
 from models.errors import CheckpointError, UsageError
 from models.layers import bake_weights, has_computed_weights
 from models.registry import create_model, get_spec, get_task, load_object
+from optimize.loop import Ema
 
 OWN = """
 from torch import nn
@@ -212,6 +215,25 @@ def test_computed_weights_become_plain_and_still_load(norm: Callable[[nn.Module]
     again = network(6)  # wider: pruned weights load too
     load_weights(again, tmp_path / "plain.safetensors")
     assert torch.allclose(again(image), wanted, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_trained_network_with_computed_weights_is_saved_and_loads_plain(
+    norm: Callable[[nn.Module], nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def network() -> nn.Sequential:
+        return nn.Sequential(norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
+
+    saved, image = save_own(network, tmp_path, monkeypatch), torch.rand(1, 3, 8, 8)
+    published = create_model(saved.model, task="image", weights=saved.path)
+    net = load_network(saved)
+    assert not has_computed_weights(net)
+    torch.testing.assert_close(fold_batch_norm(net)(image), published.eval()(image), atol=1e-5, rtol=1e-4)
+    published.train()(image).mean().backward()
+    mean = Ema(published, 0.5)  # a copy of what is trained
+    mean.update(published)
+    assert mean.net(image).isfinite().all()
 
 
 def test_a_folder_of_checkpoints_is_one_with_the_file_names_before_the_tensors(tmp_path: Path) -> None:
