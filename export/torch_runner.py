@@ -1,4 +1,4 @@
-"""The reference: the network in PyTorch, eager FP32, as it was trained."""
+"""The reference: the network in PyTorch, eager FP32, as it was trained; in FP64 to see what FP32 itself rounds."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 
 
 class TorchRunner(CheckedRunner):
-    """A ``torch`` artifact in eager mode, FP32. ``threads`` is set for the whole process and put back on close."""
+    """A ``torch`` artifact in eager mode. ``threads`` is set for the whole process and put back on close.
 
-    def __init__(self, path: Path, *, device: str = "cpu", threads: int | None = None) -> None:
+    Args:
+        path: The artifact.
+        device: Where it computes.
+        threads: None: as the process has them.
+        dtype: In which it computes, FP32 or FP64; what goes in and comes out is FP32.
+    """
+
+    def __init__(
+        self, path: Path, *, device: str = "cpu", threads: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         artifact = Artifact.load(path)
         spec = get_spec(artifact.model, task=artifact.task)
         runtime = f"torch {torch.__version__}"
@@ -37,14 +46,20 @@ class TorchRunner(CheckedRunner):
         self._before = torch.get_num_threads()
         if threads:
             torch.set_num_threads(threads)
-        self._net, self.load_ms = timed_load(lambda: load_network(artifact).to(device))
+        self._net, self.load_ms = timed_load(lambda: load_network(artifact).to(device, dtype))
+        self._dtype = dtype
 
     def _run(self, feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        tensors = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self.device) for spec in self.inputs]
-        with torch.inference_mode():
-            answer = self._net(*tensors)
+        arrays = [np.ascontiguousarray(feeds[spec.name]) for spec in self.inputs]
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self._dtype)  # of the tensors that the network makes
+        try:
+            with torch.inference_mode():
+                answer = self._net(*(torch.from_numpy(array).to(self.device, self._dtype) for array in arrays))
+        finally:
+            torch.set_default_dtype(before)
         answers = answer if isinstance(answer, (tuple, list)) else (answer,)
-        return {spec.name: value.cpu().numpy() for spec, value in zip(self.outputs, answers, strict=True)}
+        return {spec.name: value.float().cpu().numpy() for spec, value in zip(self.outputs, answers, strict=True)}
 
     def close(self) -> None:
         """Drop the network and put the process's number of threads back."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_networks import save_own
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +21,6 @@ from export.mil.proto import quiet_coremltools
 from export.parity import check_parity
 from export.registry import get_target
 from export.to_coreml import trace
-from models.artifact import save_network
 from models.spec import Precision
 
 pytest.importorskip("coremltools")
@@ -114,11 +112,7 @@ class Patches(nn.Module):
 def test_a_network_on_patches_keeps_its_layers_apart(
     precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = types.ModuleType("wide_networks")
-    module.make = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Patches())  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wide_networks", module)
-    torch.manual_seed(0)
-    source = save_network(module.make(), tmp_path / "n.safetensors", model="wide_networks:make", task="image")
+    source = save_own(lambda: nn.Sequential(nn.Conv2d(3, 3, 1), Patches()), tmp_path, monkeypatch)
     options = {"keep_fp32": "1"} if precision is Precision.FP16 else None
     made = (
         get_target("coreml")

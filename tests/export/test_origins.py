@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
+from own_networks import save_own
 from torch import Tensor, nn
 
 from export.origins import CannotFold, Constants
 from export.parity import check_parity
 from export.registry import get_target
-from models.artifact import save_network
 from models.spec import Precision
 
 
@@ -58,11 +56,7 @@ def test_networks_that_build_their_masks_convert(
     net: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("coremltools")
-    module = types.ModuleType("built_networks")
-    module.make = net  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "built_networks", module)
-    torch.manual_seed(0)
-    source = save_network(net(), tmp_path / "n.safetensors", model="built_networks:make", task="image")
+    source = save_own(net, tmp_path, monkeypatch)
     made = (
         get_target("coreml")
         .load()

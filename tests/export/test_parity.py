@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from own_networks import save_own
+from torch import Tensor, nn
 
 import export
-from export.parity import check_parity, limits, open_any, parity
+from export.bundle import verify_bundle, write_bundle
+from export.parity import OWN_MARGIN, check_parity, limits, open_any, parity
 from export.registry import TARGETS, get_target, list_targets
-from models.artifact import Artifact
+from models.artifact import Artifact, load_network, save_network
 from models.errors import ParityError, UnsupportedError
 from models.spec import Precision
 
@@ -169,3 +173,54 @@ def test_result_is_the_worst_error_of_all_photos(exported: Exporter, tiny_studen
     assert both.rms < both.max_abs
     assert dataclasses.asdict(both) == both.to_json()
     assert np.isfinite(both.psnr_db or np.nan)
+
+
+class Fitted(nn.Module):
+    """A colour mapping that is fitted inside: its equations lose what FP32 rounds many times over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        terms = torch.cat([torch.ones_like(x[:, :1]), x, x * x, x * x.roll(1, 1)], 1).flatten(2)
+        gram = terms @ terms.transpose(1, 2) + 0.01 * torch.eye(10)
+        fit = torch.linalg.solve(gram, terms @ self.wanted(x).flatten(2).transpose(1, 2))
+        return (fit.transpose(1, 2) @ terms).reshape(x.shape)
+
+
+class Typed(Fitted):
+    """It makes a tensor of a type by name, which FP64 does not go with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x @ torch.eye(x.shape[-1], dtype=torch.float32))
+
+
+def test_fp32_is_judged_by_what_fp32_itself_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = get_target("onnx")
+    source = save_own(Fitted, tmp_path, monkeypatch)
+    made = row.load().export(source, tmp_path / "a.onnx", precision=Precision.FP32, input_size=(32, 32))
+    result = check_parity(source, made, threads=1)
+    plain = row.tolerance[Precision.FP32].rms * result.span
+    assert result.rms is not None
+    assert result.own_rms is not None
+    assert plain < result.rms <= result.rms_limit == OWN_MARGIN * result.own_rms
+    assert f"({result.own_rms:.3g} rms is what FP32 itself rounds in PyTorch)" in result.allowed()
+    folder = write_bundle([made], tmp_path / "bundle", reference=source)
+    assert [(check.status, check.reason) for check in verify_bundle(folder)] == [("passed", None)]
+
+    with torch.no_grad():
+        net = load_network(source)
+        net.wanted.bias += 0.01  # type: ignore[union-attr, operator]
+    other = save_network(net, tmp_path / "other.safetensors", model=source.model, task=source.task)
+    with pytest.raises(ParityError, match="is what FP32 itself rounds"):
+        check_parity(other, made, threads=1)
+
+
+def test_a_network_that_fp64_cannot_go_through_keeps_the_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_own(Typed, tmp_path, monkeypatch)
+    made = get_target("onnx").load().export(source, tmp_path / "a.onnx", precision=Precision.FP32, input_size=(32, 32))
+    result = parity(source, made, threads=1)
+    assert (result.passed, result.own_rms) == (False, None)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from own_networks import save_own
 
 import export
 from export.registry import get_target
-from models.artifact import Artifact, load_network, save_network
+from models.artifact import Artifact, load_network
 from models.errors import ExportError, InputSizeError, RunFolderError, UnsupportedError, UsageError
 from models.spec import Precision
 
@@ -174,10 +175,7 @@ def test_full_disk_leaves_the_old_artifact(
 
 
 def test_network_that_cannot_be_traced_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import types
 
-    import torch
     from torch import Tensor, nn
 
     class Odd(nn.Module):
@@ -188,19 +186,13 @@ def test_network_that_cannot_be_traced_says_so(tmp_path: Path, monkeypatch: pyte
         def forward(self, input: Tensor) -> Tensor:
             return self.conv(input) if float(input.sum()) > 0 else -self.conv(input)
 
-    module = types.ModuleType("odd_networks")
-    module.odd = Odd
-    monkeypatch.setitem(sys.modules, "odd_networks", module)
-    torch.manual_seed(0)
-    source = save_network(Odd(), tmp_path / "odd.safetensors", model="odd_networks:odd", task="colorize")
-    with pytest.raises(ExportError, match="ONNX export of odd_networks:odd: expected a traceable network"):
+    source = save_own(Odd, tmp_path, monkeypatch, task="colorize")
+    with pytest.raises(ExportError, match=r"ONNX export of .*:make: expected a traceable network"):
         get_target("onnx").load().export(source, tmp_path / "odd.onnx", precision=Precision.FP32, input_size=SIZE)
     assert not (tmp_path / "odd.onnx").exists()
 
 
 def test_pixel_unshuffle_is_one_node_of_single_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-    import types
 
     import torch
     from torch import Tensor, nn
@@ -219,10 +211,7 @@ def test_pixel_unshuffle_is_one_node_of_single_channels(tmp_path: Path, monkeypa
             folded = torch.nn.functional.pixel_unshuffle(self.wide(input), 2)
             return torch.nn.functional.pixel_shuffle(self.conv(folded), 2)
 
-    module = types.ModuleType("folding_networks")
-    module.folding = Folding
-    monkeypatch.setitem(sys.modules, "folding_networks", module)
-    source = save_network(Folding(), tmp_path / "f.safetensors", model="folding_networks:folding", task="colorize")
+    source = save_own(Folding, tmp_path, monkeypatch, task="colorize")
     made = to_onnx.export(source, tmp_path / "f.onnx", input_size=(32, 64))
     assert kinds(onnx.load(made.path)) == {"Conv": 2, "SpaceToDepth": 1, "Reshape": 2, "DepthToSpace": 1}
     assert check_parity(source, made, threads=1).passed
