@@ -95,7 +95,7 @@ def _half(row: BenchmarkRow, record: Mapping[str, Any]) -> list[tuple[int, str, 
         done = f"not changed in this format: {reach}, and may overflow where the device computes in FP16"
         lines.append((0, "FP16 range", _few(large), done, peak))
     if ROUNDING in kept.values():
-        done = "only convolutions and matrix products are in FP16: the rest loses its digits there"
+        done = "only layers with weights are in FP16: the rest loses its digits there"
         lines.append((1, "FP16 rounding", "all", done, 0.0))
     kinds = sorted({reason for reason in kept.values() if reason not in (RANGE, ASKED, ROUNDING)})
     if kinds:

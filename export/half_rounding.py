@@ -1,13 +1,13 @@
 """What half precision does to a network, before it is exported: the forward pass once more, each result rounded.
 
 Differences of nearly equal numbers (variance as mean of squares minus square of the mean, the box filters of a guided
-filter, phases) lose their digits in FP16 although nothing overflows. Then convolutions and matrix products alone in
-half precision, as ``torch.autocast`` has it, keep the files small and the numbers right.
+filter, phases, equations that are solved inside) lose their digits in FP16 although nothing overflows. Then layers with
+weights alone in half precision keep the files small and the numbers right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from export.portable import Portable
 from export.screens import LARGEST_HALF
 from models.running_module import RunningModule
 
-#: ATen operators that stay in half precision where only layers do.
-_PRODUCTS = frozenset(("convolution", "_convolution", "mm", "bmm", "addmm", "baddbmm"))
+#: ATen operators of layers.
+_LAYERS = frozenset(("convolution", "_convolution", "mm", "bmm", "addmm", "baddbmm"))
 
 
 def _rounded(value: Any) -> Any:
@@ -34,12 +35,13 @@ class HalfRounding(TorchDispatchMode):
     Args:
         net: Network whose modules are followed until ``close``.
         keep: Modules whose own operators stay in FP32.
-        layers_only: Only convolutions and matrix products are in half precision.
+        layers_only: Only layers with weights are in half precision: products of two activations are not.
     """
 
     def __init__(self, net: nn.Module, keep: Collection[str], *, layers_only: bool) -> None:
         super().__init__()
         self._keep, self._layers_only, self._running = frozenset(keep), layers_only, RunningModule(net)
+        self._weights = {weight.untyped_storage().data_ptr() for weight in net.parameters()}
 
     def close(self) -> None:
         """Remove the hooks from the network."""
@@ -48,7 +50,7 @@ class HalfRounding(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
         name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else str(func)
-        if self._running.name in self._keep or (self._layers_only and name not in _PRODUCTS):
+        if self._running.name in self._keep or (self._layers_only and not self._is_layer(name, args)):
             return func(*args, **given)
         if func._schema.is_mutable:  # its arguments are written, not their copies
             result = func(*args, **given)
@@ -58,6 +60,10 @@ class HalfRounding(TorchDispatchMode):
         if any(result.alias_info is not None for result in func._schema.returns):  # a view of what was rounded
             return func(*args, **given)
         return tree_map(_rounded, func(*tree_map(_rounded, args), **tree_map(_rounded, given)))
+
+    def _is_layer(self, name: str, args: Sequence[Any]) -> bool:
+        tensors = (value for value in args if isinstance(value, Tensor))
+        return name in _LAYERS and any(value.untyped_storage().data_ptr() in self._weights for value in tensors)
 
 
 def half_error(
@@ -69,9 +75,9 @@ def half_error(
         net: Network in eval mode, FP32.
         image: (N, C, H, W).
         keep: Modules whose own operators stay in FP32.
-        layers_only: Only convolutions and matrix products are in half precision.
+        layers_only: Only layers with weights are in half precision.
     """
-    with torch.no_grad():
+    with torch.no_grad(), Portable():  # as it is exported
         expected = _outputs(net(image))
         mode = HalfRounding(net, keep, layers_only=layers_only)
         try:

@@ -59,7 +59,7 @@ def to_half(
         model: Float graph of ``float_onnx``; not changed.
         contract: Ranges and shapes of its inputs, which are probed for overflow.
         keep: Torch module names of layers that stay in FP32.
-        layers_only: Only convolutions and matrix products are cast (``export.screens``).
+        layers_only: Only layers with weights are cast (``export.screens``).
         photos: Prepared photos (1, C, H, W) of the graph's size, probed too (``export.screens.probes``).
 
     Returns:
@@ -73,8 +73,7 @@ def to_half(
     converter = require("onnxruntime.transformers.float16", "onnx")
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    others = [node.name for node in model.graph.node if node.op_type not in LAYERS] if layers_only else []
-    reasons = dict.fromkeys(others, ROUNDING)
+    reasons = dict.fromkeys(_without_weights(model) if layers_only else (), ROUNDING)
     reasons |= {node.name: node.op_type for node in model.graph.node if node.op_type in _ALWAYS_FLOAT}
     reasons |= dict.fromkeys(_overflowing(model, contract, photos), RANGE) | dict.fromkeys(_named(model, keep), ASKED)
     kept = dict(sorted(reasons.items()))
@@ -88,6 +87,13 @@ def to_half(
     _merge_casts(half)
     finish(half)
     return half, kept
+
+
+def _without_weights(model: ModelProto) -> list[str]:
+    """Return all nodes but layers: a product of two activations is none."""
+    weights = {item.name for item in model.graph.initializer}
+    layers = {node.name for node in model.graph.node if node.op_type in LAYERS and not weights.isdisjoint(node.input)}
+    return [node.name for node in model.graph.node if node.name not in layers]
 
 
 def _named(model: ModelProto, keep: tuple[str, ...]) -> list[str]:

@@ -2,8 +2,8 @@
 
 The network runs once in FP32 on a few photos, watched operator by operator. A layer that reads or writes a value near
 the largest half (65504) is kept in FP32 by the FP16 exporters (NAFNet's LayerNorm squares activations of hundreds:
-NVIDIA/TensorRT#3897, #4338). Where rounding itself spoils the answer, only convolutions and matrix products are in
-FP16. Operators off the fast path are listed with the rewrite that was applied or is advised.
+NVIDIA/TensorRT#3897, #4338). Where rounding itself spoils the answer, only layers with weights are in FP16. Operators
+off the fast path are listed with the rewrite that was applied or is advised.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Screens:
         large: Layers that FP16 exports keep in FP32.
         slow: Operators off the fast path.
         half_error: Root mean square error of the network in half precision on a photo, in spans of its output.
-        layers_only: Rounding to half precision spoils the answer; with convolutions and matrix products alone in half
-            precision it does not, and FP16 exports leave everything else in FP32.
+        layers_only: Rounding to half precision spoils the answer; with layers with weights alone in half precision it
+            does not, and FP16 exports leave everything else in FP32.
     """
 
     photos: int
@@ -178,7 +178,7 @@ def words_of(content: Mapping[str, Any]) -> list[str]:
         lines.append(f"{text}: in FP16, ONNX, TensorRT and Core ML files keep them in FP32")
     if content.get("layers_only"):
         text = f"FP16 rounding: alone it moves the output by {content['half_error']:.1%} of its span (rms)"
-        lines.append(f"{text}: ONNX, TensorRT and Core ML files have only convolutions and matrix products in FP16")
+        lines.append(f"{text}: ONNX, TensorRT and Core ML files have only layers with weights in FP16")
     for item in content.get("slow", ()):
         lines.append(f"{item['operator']} x{item['count']} ({item['rewrite']}): {item['advice']}")
     return lines

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 DEPLOYMENT_TARGET = "iOS17"
 _NAME = "coreml"
 _LAYERS = ("conv", "conv_transpose", "linear", "matmul")
-_OTHERS = "all but convolutions and matrix products"
+_OTHERS = "all but layers with weights"
 _SAME = 0.1  # of the largest value: far above FP16 rounding, far below a wrong size inside of the graph
 
 
@@ -207,7 +207,7 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kep
     if kept and contract.precision is not Precision.FP32:
 
         def in_half(op: Any) -> bool:
-            return module_of(op, pictures) not in kept and (_OTHERS not in kept or op.op_type in _LAYERS)
+            return module_of(op, pictures) not in kept and (_OTHERS not in kept or _has_weights(op))
 
         precision = tools.transform.FP16ComputePrecision(op_selector=in_half)
     types = [_input_type(tools, spec, contract, given) for spec in contract.inputs]
@@ -235,6 +235,11 @@ def _convert(tools: Any, net: nn.Module, contract: Contract, given: Options, kep
         got = f"{type(error).__name__}: {say_refusal(error, net, samples)}"
         what = f"Core ML export of {contract.model}"
         raise ExportError(explain(what, expected="a convertible network", got=got, fix=fix)) from error
+
+
+def _has_weights(operation: Any) -> bool:
+    operands = (operation.inputs.get(name) for name in ("weight", "x", "y"))
+    return operation.op_type in _LAYERS and any(value is not None and value.val is not None for value in operands)
 
 
 def module_of(operation: Any, pictures: bool) -> str:

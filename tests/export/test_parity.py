@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from own_networks import save_own
-from torch import Tensor, nn
+from own_networks import Fitted, save_own
+from torch import Tensor
 
 import export
 from export.bundle import verify_bundle, write_bundle
@@ -173,20 +173,6 @@ def test_result_is_the_worst_error_of_all_photos(exported: Exporter, tiny_studen
     assert both.rms < both.max_abs
     assert dataclasses.asdict(both) == both.to_json()
     assert np.isfinite(both.psnr_db or np.nan)
-
-
-class Fitted(nn.Module):
-    """A colour mapping that is fitted inside: its equations lose what FP32 rounds many times over."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wanted = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        terms = torch.cat([torch.ones_like(x[:, :1]), x, x * x, x * x.roll(1, 1)], 1).flatten(2)
-        gram = terms @ terms.transpose(1, 2) + 0.01 * torch.eye(10)
-        fit = torch.linalg.solve(gram, terms @ self.wanted(x).flatten(2).transpose(1, 2))
-        return (fit.transpose(1, 2) @ terms).reshape(x.shape)
 
 
 class Typed(Fitted):
