@@ -88,7 +88,8 @@ class ParityResult:
 
     def allowed(self) -> str:
         """Say what is allowed, output units."""
-        own = f" ({self.own_rms:.3g} rms is what FP32 itself rounds in PyTorch)" if self.own_rms is not None else ""
+        is_wider = self.own_rms is not None and self.rms_limit == OWN_MARGIN * self.own_rms
+        own = f" ({self.own_rms:.3g} rms is what FP32 itself rounds in PyTorch)" if is_wider else ""
         return f"an error of at most {self.limit:.3g} and {self.rms_limit:.3g} rms{own}"
 
     def found(self) -> str:

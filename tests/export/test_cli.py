@@ -219,5 +219,6 @@ def test_artifact_that_differs_fails(
     monkeypatch.setattr("export.target.Target.__setattr__", object.__setattr__)
     target = get_target("onnx")
     monkeypatch.setattr(target, "tolerance", strict)
+    monkeypatch.setattr("export.parity.OWN_MARGIN", 0.0)
     assert main(["onnx", str(tiny_student.path), "-o", str(tmp_path / "a.onnx"), *SIZE]) == 1
     assert "expected an error of at most" in capsys.readouterr().err
