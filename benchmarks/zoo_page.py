@@ -233,7 +233,8 @@ def subtitle(content: Mapping[str, Any]) -> str:
     """What it was run on."""
     settings, machine = content["settings"], content["machine"]
     height, width = settings["input_size"]
-    where = f"{machine.get('cpu', 'unknown processor')}, {machine.get('cores_available') or '?'} cores"
+    cores = machine.get("cores_available") or "?"
+    where = f"{machine.get('cpu', 'unknown processor')}, {cores} {'core' if cores == 1 else 'cores'}"
     what = f"photos of {Path(settings['data']).name}" if settings["data"] else "the embedded sample photos"
     usual = "" if not settings["own_minutes"] else ", where the table says no other"
     return f"{settings['minutes']:g} minutes of training a model{usual}, inputs of {height}x{width}, {what}, {where}"
