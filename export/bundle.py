@@ -117,8 +117,9 @@ def write_bundle(
         rows = []
         for artifact in artifacts:
             moved = _copy(artifact, folder / "artifacts")
-            name = _golden_name(contract_in(artifact))
-            contract, item = contract_in(artifact), golden[name]
+            contract = contract_in(artifact)
+            name = _golden_name(contract)
+            item = golden[name]
             check, own = _check(moved, item.feeds, item.expected), None
             if check.status == "failed" and artifact.precision is Precision.FP32:
                 own = own_rounding(reference, contract, [item.rgb], [item.expected])

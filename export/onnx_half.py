@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from export.contract import Contract
 from export.graph_ranges import tensor_extremes
 from export.onnx_graph import LAYERS, finish
-from export.screens import ASKED, RANGE, ROUNDING
+from export.screens import ASKED, LIMIT, RANGE, ROUNDING
 from models.controls import graph_feeds
 from models.errors import UsageError, explain, require
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-LIMIT = 65504.0 / 4
 _ALWAYS_FLOAT = (
     "CumSum",
     "Exp",
