@@ -73,8 +73,12 @@ _SHARES = {"distill": 0.45, "prune": 0.35, "quantize": 0.2}
 #: Crops that the teacher answers, at least, for each minute of training, and at most (4 GB); and of one photo.
 _CROPS, _CROPS_A_MINUTE, _MAX_CROPS, _MAX_VIEWS = 1500, 750, 16_000, 48
 _LONG_MINUTES = 60.0
-#: Learning rates of students that start from random weights, and from the teacher's own.
-_SCRATCH_RATE, _NARROWED_RATE = 1e-3, 3e-4
+#: How students learn, by where they start; a shipped one as the stage itself says.
+_LEARNING: Mapping[str, Mapping[str, Any]] = {
+    "shipped": {},
+    "narrowed": {"learning_rate": 3e-4},
+    "scratch": {"learning_rate": 1e-3, "optimizer": "muon"},
+}
 #: Minutes of fine-tuning behind a distillation, which has learned from the same answers.
 _STUDENT_MINUTES = 1.0
 
@@ -109,8 +113,8 @@ def run_pipeline(
     check_lpips(recipe, [stage_config(recipe, name) for name in recipe.stages])
     photos = open_recipe_photos(recipe.data, seed=recipe.seed, task=recipe_task(recipe), progress=progress)
     progress.note(f"Photos: {photos.describe()}")
-    configs = {name: stage_config(recipe, name, stage_defaults(name, recipe, photos)) for name in recipe.stages}
-    resolved = resolve(recipe, configs)
+    planned = {name: stage_config(recipe, name, stage_defaults(name, recipe, photos)) for name in recipe.stages}
+    resolved = resolve(recipe, planned)
     folder = RunFolder(root, ENTRIES)
     check_space(root, _NEEDED_MB)
     if folder.claim(resolved, policy=policy):
@@ -123,7 +127,7 @@ def run_pipeline(
         run = Run(root, recipe, resolved, teacher)
         context = make_context(recipe, photos, teacher, cache=root / "cache", progress=progress)
         shipping.set_aside(root)
-        _run_stages(run, configs, context, keep_going=keep_going)
+        _run_stages(run, photos, context, keep_going=keep_going)
         write_json(root / "skipped_photos.json", photos.skipped())
         _export(run, context)
         if not keep_going:
@@ -142,12 +146,19 @@ def _check_one_process() -> None:
         raise UnsupportedError(explain("run", expected="one process", got=got, fix=fix))
 
 
-def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
+def stage_defaults(name: str, recipe: Recipe, photos: Photos, artifact: Artifact | None = None) -> dict[str, Any]:
     """Return what a stage's config gets from the run where the recipe says nothing.
 
     That is: time, crops a photo (the same for all stages that learn from the teacher's answers, which are then computed
-    once), and the LPIPS that INT8 aims at where the gate is tighter than the stage's own aim. A pruned network is not
-    fine-tuned on fewer than ``FEW_PHOTOS``: a minute on six photos cost it 0.047 LPIPS-squeeze, measured on others.
+    once), rate and optimizer, and the LPIPS that INT8 aims at where the gate is tighter than the stage's own aim. A
+    pruned network is not fine-tuned on fewer than ``FEW_PHOTOS``: a minute on six photos cost it 0.047 LPIPS-squeeze,
+    measured on others.
+
+    Args:
+        name: Stage.
+        recipe: What to do.
+        photos: Photos of the run.
+        artifact: What the stage will work on; None: what the stages before it are meant to make.
     """
     known = {item.name for item in fields(get_stage(name).config_type)}
     defaults: dict[str, Any] = {}
@@ -163,31 +174,45 @@ def stage_defaults(name: str, recipe: Recipe, photos: Photos) -> dict[str, Any]:
     if name in ("distill", "prune"):
         defaults["fit"] = {**defaults.get("fit", {}), "repeat": _views(recipe, len(photos.train))}
     if name == "distill":
-        defaults["fit"] = {**defaults["fit"], **_start(recipe)}
-    if name == "prune" and len(photos.train) < FEW_PHOTOS:
-        defaults["fine_tune"] = False
-    if name == "prune" and "distill" in recipe.stages:
-        defaults["fit"] = {"max_minutes": _STUDENT_MINUTES, **defaults["fit"]}
+        defaults["fit"] = {**defaults["fit"], **_LEARNING[_start(recipe)]}
+    if name == "prune":
+        defaults["fit"] = {**_tuning(recipe, artifact), **defaults["fit"]}
+        if len(photos.train) < FEW_PHOTOS:
+            defaults["fine_tune"] = False
     if name == "quantize" and not {"max_lpips_drop", "aim_lpips_drop"} & recipe.options.get(name, {}).keys():
         defaults["aim_lpips_drop"] = min(DEFAULT_AIM, recipe.gate.max_lpips_drop)
     return defaults
 
 
-def _start(recipe: Recipe) -> dict[str, Any]:
-    """Return rate and optimizer of a student that does not start from the shipped one; none: the stage's own.
+def _start(recipe: Recipe) -> str:
+    """Return where the student of ``recipe`` starts, as ``optimize.distill.start_student`` names it.
 
     Measured on Zero-DCE's curves, 72 s for ``image_unet``, not quite the same start: 27.3 dB to the teacher in 139
     steps at 1e-3, 24.8 dB in 630 steps at 1e-4. With Muon 30.8 dB where AdamW had 29.4 (docs/distillation.md).
     """
     options = recipe.options.get("distill", {})
     if options.get("student") == TEACHER:
-        return {"learning_rate": _NARROWED_RATE}
+        return "narrowed"
     row = MODELS.get(recipe.teacher.model)
     is_shipped = recipe.teacher.weights is None and row is not None and row.weights is not None
     own = options.get("student_kwargs") or options.get("from_scratch")
     if is_shipped and row is not None and options.get("student") in (None, row.student) and not own:
+        return "shipped"
+    return "scratch"
+
+
+def _tuning(recipe: Recipe, artifact: Artifact | None) -> dict[str, Any]:
+    """Return how long and by what a pruned network is fine-tuned: a student goes on as it learned.
+
+    Measured in docs/distillation.md. A teacher, also one whose student was refused, has what the stage itself says.
+    """
+    if artifact is None:
+        start = _start(recipe) if "distill" in recipe.stages else None
+    else:
+        start = artifact.metadata.get("start") if artifact.stages[-1:] == ("distill",) else None
+    if start is None:
         return {}
-    return {"learning_rate": _SCRATCH_RATE, "optimizer": "muon"}
+    return {"max_minutes": _STUDENT_MINUTES, **(_LEARNING["scratch"] if start == "scratch" else {})}
 
 
 def _views(recipe: Recipe, photos: int) -> int:
@@ -202,7 +227,7 @@ def _share(name: str, stages: Sequence[str]) -> float:
     return _SHARES.get(name, 0.2) / sum(_SHARES.get(other, 0.2) for other in stages)
 
 
-def _run_stages(run: Run, configs: Mapping[str, Any], context: StageContext, *, keep_going: bool) -> None:
+def _run_stages(run: Run, photos: Photos, context: StageContext, *, keep_going: bool) -> None:
     judge = StageJudge(context, run.recipe.gate)
     run.teacher_scores = _teacher_scores(run, judge)
     scores = run.teacher_scores
@@ -211,7 +236,8 @@ def _run_stages(run: Run, configs: Mapping[str, Any], context: StageContext, *, 
         f"{get_task(run.teacher.task).do_nothing}: {scores['lpips_do_nothing']:.4f}"
     )
     current = run.teacher
-    for number, (name, config) in enumerate(configs.items(), start=1):
+    for number, name in enumerate(run.recipe.stages, start=1):
+        config = stage_config(run.recipe, name, stage_defaults(name, run.recipe, photos, current))
         key = stage_fingerprint(name, config, current, context)
         folder = StageFolder(run.root / "stages" / f"{number:02d}-{name}", name, key)
         result = run_judged_stage(name, config, current, context, folder, judge, scores, keep_going=keep_going)

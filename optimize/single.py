@@ -71,7 +71,7 @@ def run_single(
         raise UsageError(explain("--output", expected="a folder", got=root.name, fix=fix))
     photos = open_recipe_photos(recipe.data, seed=recipe.seed, task=recipe_task(recipe, given), progress=progress)
     progress.note(f"Photos: {photos.describe()}")
-    config = stage_config(recipe, name, stage_defaults(name, recipe, photos))
+    config = stage_config(recipe, name, stage_defaults(name, recipe, photos, given))
     resolved = {**resolve(recipe, {name: config}), "artifact": given.sha256 if given else None}
     check_space(root, _NEEDED_MB)
     folder = RunFolder(root, ENTRIES)

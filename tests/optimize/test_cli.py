@@ -454,6 +454,39 @@ def test_a_student_from_random_weights_learns_faster(flags: dict[str, object], r
 
 
 @pytest.mark.parametrize(
+    ("flags", "stages", "start", "expected"),
+    [
+        ({"teacher.model": "unet"}, None, None, ("muon", 1e-3, 1.0)),
+        ({"teacher.model": "unet"}, ("distill",), "scratch", ("muon", 1e-3, 1.0)),
+        ({"teacher.model": "unet"}, (), None, ("adamw", 3e-4, 2.0)),  # the student was refused: this is the teacher
+        ({"teacher.model": "unet", "distill.student": "teacher"}, None, None, ("adamw", 3e-4, 1.0)),
+        ({"teacher.model": "unet", "distill.student": "teacher"}, ("distill",), "narrowed", ("adamw", 3e-4, 1.0)),
+        ({}, None, None, ("adamw", 3e-4, 1.0)),
+        ({}, ("distill",), "shipped", ("adamw", 3e-4, 1.0)),
+        ({"stages": ["prune"]}, None, None, ("adamw", 3e-4, 2.0)),
+        ({"stages": ["prune"]}, ("train", "distill"), "scratch", ("muon", 1e-3, 1.0)),
+        ({"teacher.model": "unet", "budget_minutes": 10.0}, ("distill",), "scratch", ("muon", 1e-3, 3.5)),
+        ({"teacher.model": "unet", "prune.fit.optimizer": "adamw"}, ("distill",), "scratch", ("adamw", 1e-3, 1.0)),
+    ],
+)
+def test_a_pruned_network_is_tuned_as_its_student_learned(
+    flags: dict[str, object],
+    stages: tuple[str, ...] | None,
+    start: str | None,
+    expected: tuple[str, float, float],
+) -> None:
+    from optimize.pipeline import stage_defaults
+    from optimize.recipe import combine, stage_config
+
+    recipe = combine(None, flags)
+    photos = SimpleNamespace(train=range(200))
+    artifact = None if stages is None else SimpleNamespace(stages=stages, metadata={"start": start})
+    defaults = stage_defaults("prune", recipe, photos, artifact)  # type: ignore[arg-type]
+    fit = stage_config(recipe, "prune", defaults).fit
+    assert (fit.optimizer, fit.learning_rate, fit.max_minutes) == expected
+
+
+@pytest.mark.parametrize(
     ("flags", "optimizer", "rate"),
     [
         ({}, "adamw", 1e-3),

@@ -52,6 +52,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.stages: list[str] = []
+        self.amounts: dict[str, int] = {}
         self.exports: list[str] = []
         self.contests = 0
         self.bundles: list[list[str]] = []
@@ -66,6 +67,7 @@ class Bench:
 
         def stage(artifact: Artifact, config: StubConfig, data: Any, out: Path) -> Artifact:
             self.stages.append(name)
+            self.amounts[name] = config.amount
             net = load_network(artifact)
             next(net.parameters()).data += 0.01 * (1 + config.amount)
             self.hooks.get(name, lambda path: None)(out)
@@ -158,7 +160,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
         return {"lpips": it.lpips[stage], "lpips_net": "lite", "lpips_do_nothing": 0.3}
 
     monkeypatch.setattr(steps.StageJudge, "measure", measure)
-    monkeypatch.setattr(pipeline, "stage_defaults", lambda name, recipe, photos: {})
+    monkeypatch.setattr(pipeline, "stage_defaults", lambda name, recipe, photos, artifact=None: {})
     return it
 
 
@@ -238,6 +240,22 @@ def test_whole_run_leaves_everything_in_its_place(bench: Bench, recipe: Recipe, 
     assert "The distillation started from random weights." in report["notes"]
     assert (summary["best"]["speedup"], summary["best"]["is_noisy"]) == (10.0, False)
     assert set(statuses(summary).values()) == {"built"}
+
+
+@pytest.mark.parametrize(("student", "amount"), [(0.205, 7), (0.5, 1)], ids=["taken", "refused"])
+def test_a_stage_is_set_for_the_network_that_it_gets(
+    bench: Bench, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: float, amount: int
+) -> None:
+    def defaults(name: str, recipe: Recipe, photos: Any, artifact: Artifact | None = None) -> dict[str, Any]:
+        planned = artifact is None and "distill" in recipe.stages
+        return {"amount": 7} if planned or (artifact and artifact.stages[-1:] == ("distill",)) else {}
+
+    monkeypatch.setattr(pipeline, "stage_defaults", defaults)
+    bench.lpips["distill"] = student
+    run_pipeline(recipe, tmp_path / "run")
+    assert bench.amounts["prune"] == amount
+    run_pipeline(recipe, tmp_path / "run")
+    assert bench.stages == ["distill", "prune", "quantize"]  # the same plan: the folder is taken, nothing runs again
 
 
 def test_second_run_does_nothing_again(bench: Bench, recipe: Recipe, tmp_path: Path) -> None:
