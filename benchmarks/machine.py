@@ -226,6 +226,11 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def cpu_flags() -> tuple[str, ...]:
+    """Return the instructions that matter to a network, of those the processor has; none are known of macOS."""
+    return _cpu()[1]
+
+
 @lru_cache(maxsize=1)
 def _cpu() -> tuple[str, tuple[str, ...]]:
     """Return the processor's name and those of its flags that matter."""

@@ -95,11 +95,11 @@ class Constants(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if _TRACER._get_tracing_state() is None:
+        if not is_tracing():
             return func(*args, **given)
         is_random, writes = any(word in name for word in _RANDOM), _writes(name)
         if not (is_random or self._dependent.has((args, given)) or (writes and self._held.has(args[:1]))):
-            return _untraced(lambda: func(*args, **given))
+            return untraced(lambda: func(*args, **given))
         for tensor in _tensors((args, given)):
             if tensor not in self._dependent and tensor not in self._held:
                 if writes and tensor is args[0] and tensor._is_view():
@@ -111,10 +111,17 @@ class Constants(TorchFunctionMode):
             self._dependent.add(tensor)
         return answer
 
+    def depends(self, values: Any) -> bool:
+        """Tell whether a tensor in ``values`` (nested) comes from input or weights."""
+        return self._dependent.has(values)
+
+    def add(self, tensor: Tensor) -> None:
+        """Note that ``tensor`` comes from input or weights now."""
+        self._dependent.add(tensor)
+
     def _hold(self, tensor: Tensor) -> None:
         """Give the trace a constant of its own: what is written into ``tensor`` later must not reach it."""
-        copied = _untraced(tensor.clone).clone()
-        _TRACER._set_value_trace(tensor, _TRACER._get_value_trace(copied))
+        set_traced(tensor, untraced(tensor.clone).clone())
         self._held.add(tensor)
 
 
@@ -126,7 +133,18 @@ def _writes(name: str) -> bool:
     return name in ("__setitem__", "__set__") or (name.endswith("_") and not name.endswith("__")) or name[:3] == "__i"
 
 
-def _untraced(function: Callable[[], Any]) -> Any:
+def is_tracing() -> bool:
+    """Tell whether ``torch.jit`` traces."""
+    return _TRACER._get_tracing_state() is not None
+
+
+def set_traced(tensor: Tensor, value: Tensor) -> None:
+    """Let ``tensor`` stand in the trace for what ``value`` stands for."""
+    _TRACER._set_value_trace(tensor, _TRACER._get_value_trace(value))
+
+
+def untraced(function: Callable[[], Any]) -> Any:
+    """Return what ``function`` does, which the trace does not see."""
     state = _TRACER._get_tracing_state()
     _TRACER._set_tracing_state(None)
     try:

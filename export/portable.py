@@ -6,7 +6,8 @@ The rewrites compute the same numbers. They hold for a fixed size; where H and W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from export.fourier import TRANSFORMS
+from export.picked import computed, is_picked
 from export.portable_algebra import ALGEBRA
 from export.portable_arithmetic import ARITHMETIC
 from export.portable_shapes import SHAPES, cut, is_open, pair, windows
@@ -38,6 +40,8 @@ class Portable(TorchFunctionMode):
         rewrite = REWRITES.get(func) or BY_NAME.get(name)
         if func in TRANSFORMS and not is_open(*args[0].shape):
             rewrite = TRANSFORMS[func]
+        if is_picked((*args, *given.values())) and rewrite is not SHAPES["__setitem__"]:
+            return computed(func, lambda *args, **given: self.__torch_function__(func, types, args, given), args, given)
         answer = NotImplemented if rewrite is None else rewrite(*args, **given)
         return func(*args, **given) if answer is NotImplemented else answer
 
@@ -55,6 +59,17 @@ class StableSorts(TorchFunctionMode):
         if getattr(func, "__name__", "") not in ("sort", "argsort") or given.get("stable") or len(args) > 3:
             return func(*args, **given)
         return func(args[0], **{**dict(zip(("dim", "descending"), args[1:], strict=False)), **given, "stable": True})
+
+
+@contextmanager
+def attention_in_parts() -> Iterator[None]:
+    """Inside the block PyTorch's attention runs operation by operation, not by a fused one that nothing else knows."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _float_bounds(args: Sequence[Any], bounds: Any) -> Any:
@@ -150,10 +165,20 @@ REWRITES: Mapping[Any, Callable[..., Any]] = {
 }
 """By function of PyTorch. A rewrite returns NotImplemented for what needs none."""
 
+
+def _in_place(rewrite: Callable[..., Any]) -> Callable[..., Any]:
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        new = rewrite(x, *args, **kwargs)
+        return new if new is NotImplemented else x.copy_(new)
+
+    return run
+
+
+_NEW: Mapping[str, Callable[..., Any]] = {**ALGEBRA, **ARITHMETIC, **SHAPES}
+
 BY_NAME: Mapping[str, Callable[..., Any]] = {
-    **ALGEBRA,
-    **ARITHMETIC,
-    **SHAPES,
+    **{f"{name}_": _in_place(rewrite) for name, rewrite in _NEW.items() if hasattr(Tensor, f"{name}_")},
+    **_NEW,
     "argsort": _sort(torch.argsort),
     "max_pool2d_with_indices": pool,
     "max_unpool2d": unpool,

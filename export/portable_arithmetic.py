@@ -238,6 +238,25 @@ def _distances(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = 
     return (squares - 2 * torch.matmul(x, y.transpose(-1, -2))).clamp(min=0.0).sqrt()
 
 
+def _pair_distances(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    return torch.linalg.vector_norm(x - y + eps, p, -1, keepdim)
+
+
+def _gradient(x: Tensor, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> Any:
+    """Central differences, one-sided ones at the borders."""
+    if not _is_number(spacing) or edge_order != 1:
+        return NotImplemented
+    axes = range(x.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+    found = []
+    for axis in axes:
+        count = int(x.shape[axis])
+        steps = x.narrow(axis, 1, count - 1) - x.narrow(axis, 0, count - 1)
+        first, last = steps.narrow(axis, 0, 1), steps.narrow(axis, count - 2, 1)
+        middle = (x.narrow(axis, 2, count - 2) - x.narrow(axis, 0, count - 2)) / 2
+        found.append(torch.cat([first, middle, last], axis) / spacing)
+    return tuple(found)
+
+
 ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "__or__": _of_bools(torch.logical_or),
     "__xor__": _of_bools(torch.logical_xor),
@@ -245,6 +264,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "addcdiv": _add_quotient,
     "addcmul": _add_product,
     "alpha_dropout": _without_drops,
+    "addbmm": lambda x, one, other, *, beta=1, alpha=1: beta * x + alpha * torch.matmul(one, other).sum(0),
     "aminmax": _extremes,
     "asinh": _asinh,
     "arccosh": _acosh,
@@ -267,6 +287,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "fmin": torch.minimum,
     "fmod": _fmod,
     "hardshrink": _hard_shrink,
+    "gradient": _gradient,
     "heaviside": _heaviside,
     "hypot": lambda x, other: torch.sqrt(x * x + other * other),
     "kthvalue": _kth_value,
@@ -277,6 +298,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "logit": _logit,
     "logsigmoid": _log_sigmoid,
     "median": _median,
+    "pairwise_distance": _pair_distances,
     "positive": lambda x: x,
     "__pos__": lambda x: x,
     "prod": _product,

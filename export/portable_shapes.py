@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.picked import Picked, pick
+
 
 def is_open(*sides: Any) -> bool:
     """Return whether one of the sides is left open while a network is traced."""
@@ -194,6 +196,29 @@ def _scatter_add(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Any:
     return x.scatter_add(dim, index, src)
 
 
+def masked(x: Tensor, index: Any, value: Any) -> Any:
+    """Return ``x`` after ``x[mask] = value``: one for all places of a mask, or what was picked from the same ones."""
+    if not isinstance(index, Tensor) or index.dtype != torch.bool or index.ndim > x.ndim:
+        return NotImplemented
+    if isinstance(value, Picked):
+        if value.mask.shape != index.shape:
+            return NotImplemented
+        value = value.values.to(x.dtype)
+    elif isinstance(value, Tensor):
+        if value.numel() != 1:
+            return NotImplemented
+        value = value.reshape(()).to(x.dtype)
+    elif x.is_floating_point():
+        value = float(value)
+    return torch.where(index.reshape(*index.shape, *(1,) * (x.ndim - index.ndim)), value, x)
+
+
+def _assign(x: Tensor, index: Any, value: Any) -> Any:
+    """Assign by a mask without counting its places, which TensorRT cannot."""
+    new = masked(x, index, value)
+    return NotImplemented if new is NotImplemented else x.copy_(new)
+
+
 def _shift(half: Callable[[int], int]) -> Callable[..., Any]:
     def run(x: Tensor, dim: Any = None) -> Any:
         axes = list(range(x.ndim)) if dim is None else _listed(dim)
@@ -205,6 +230,8 @@ def _shift(half: Callable[[int], int]) -> Callable[..., Any]:
 
 
 SHAPES: Mapping[str, Callable[..., Any]] = {
+    "__getitem__": pick,
+    "__setitem__": _assign,
     "broadcast_to": lambda x, *size: x.expand(*(size if len(size) > 1 else size[0])),
     "bucketize": _bucketize,
     "channel_shuffle": _channel_shuffle,

@@ -21,7 +21,7 @@ import json
 import uuid
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,13 @@ from export.coreml_ranks import pipeline
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.origins import CannotFold, Constants
-from export.portable import Portable
+from export.portable import Portable, attention_in_parts
 from export.readings import Readings
 from export.refusal import plain_functions, say_refusal
 from export.registry import get_target
 from export.resizes import ConstantResizes
 from export.screens import ASKED, RANGE, ROUNDING, Screens, screen_artifact
+from export.writes import Writes
 from models.artifact import Artifact, load_network
 from models.errors import ExportError, PareError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
@@ -262,21 +263,26 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...], *, fixed: bool = True) ->
     """
     import torch
 
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        readings = Readings(net, samples)
-        readings.refuse()
-        with torch.no_grad(), plain_functions(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python code that reads tensors
-            try:
-                with Constants(net, samples) if fixed else nullcontext(), readings, Portable():
-                    return torch.jit.trace(net, samples, check_trace=False)
-            except CannotFold:
-                with readings, Portable():
-                    return torch.jit.trace(net, samples, check_trace=False)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    readings = Readings(net, samples)
+    readings.refuse()
+    with torch.no_grad(), attention_in_parts(), plain_functions(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python code that reads tensors
+        try:
+            if not fixed:
+                return _traced(net, samples, readings, Portable())
+            constants = Constants(net, samples)
+            return _traced(net, samples, constants, readings, Portable(), Writes(constants))
+        except CannotFold:
+            return _traced(net, samples, readings, Portable(), Writes())
+
+
+def _traced(net: nn.Module, samples: tuple[Tensor, ...], *modes: AbstractContextManager[Any]) -> Any:
+    import torch
+
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        return torch.jit.trace(net, samples, check_trace=False)
 
 
 def _input_type(tools: Any, spec: TensorSpec, contract: Contract, given: Options) -> Any:

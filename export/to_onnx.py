@@ -170,7 +170,7 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     import torch
 
     from export.fuse import fold_batch_norm
-    from export.portable import Portable
+    from export.portable import Portable, attention_in_parts
     from export.readings import Readings
     from export.refusal import say_refusal
     from export.resizes import ConstantResizes
@@ -181,7 +181,7 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     samples, shapes = _samples(spec, size, dynamic)
     try:
         resizes = contextlib.nullcontext() if dynamic else ConstantResizes()
-        with quiet(), Readings(net, samples), Portable(), resizes:
+        with torch.no_grad(), attention_in_parts(), quiet(), Readings(net, samples), Portable(), resizes:
             program = torch.onnx.export(
                 net,
                 samples,

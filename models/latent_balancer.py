@@ -116,7 +116,9 @@ class ColourMapper(nn.Module):
 
 
 def solve_spd(matrix: Tensor, right: Tensor) -> Tensor:
-    """Solve matrix @ x = right by Gauss-Jordan elimination, written out step by step, as no target has a solver.
+    """Solve matrix @ x = right by elimination and back substitution, written out, as no target has a solver.
+
+    Only the rows that are left are kept: TensorRT builds that in 1 s, and whole matrices in each step in 70.
 
     Args:
         matrix: (N, K, K), symmetric positive definite, so that no row exchange is needed.
@@ -125,13 +127,15 @@ def solve_spd(matrix: Tensor, right: Tensor) -> Tensor:
     Returns:
         x, (N, K, M).
     """
-    count = int(matrix.shape[1])
-    unit = torch.eye(count, dtype=matrix.dtype, device=matrix.device)[None]
-    rows = torch.cat([matrix, right], dim=2)
-    for step in range(count):
-        row = rows[:, step : step + 1] / rows[:, step : step + 1, step : step + 1]
-        rows = rows - (rows[:, :, step : step + 1] - unit[:, :, step : step + 1]) * row
-    return rows[:, :, count:]
+    rows, tops = torch.cat([matrix, right], dim=2), []
+    for _ in range(int(matrix.shape[1]) - 1):
+        tops.append(rows[:, :1, 1:] / rows[:, :1, :1])
+        rows = rows[:, 1:, 1:] - rows[:, 1:, :1] * tops[-1]
+    x = rows[:, :, 1:] / rows[:, :, :1]
+    for top in reversed(tops):
+        known = int(x.shape[1])
+        x = torch.cat([top[:, :, known:] - torch.matmul(top[:, :, :known], x), x], dim=1)
+    return x
 
 
 class LatentBalancer(nn.Module):

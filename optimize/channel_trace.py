@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from export.portable import attention_in_parts
 from models.running_module import RunningModule
 
 Ids = NDArray[np.int64]
@@ -205,19 +206,17 @@ def trace_channels(
 
     The output's dimensions are frozen. What the network raises on these inputs is passed on.
     """
-    training, fast = net.training, torch.backends.mha.get_fastpath_enabled()
+    training = net.training
     net.eval()
     tracer = ChannelTracer(net, outer_sites=outer_sites)
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), tracer:
+        with torch.no_grad(), attention_in_parts(), tracer:
             output = net(*inputs)
         for tensor in flatten(output):
             for label in tracer.labels(tensor):
                 if isinstance(label, np.ndarray):
                     tracer.atoms.freeze(label, "is the network's output")
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         tracer.close()
         net.train(training)
     return tracer

@@ -220,7 +220,7 @@ def distill_network(
         data.progress.note(f"Resuming at step {fit.step}")
     step = DistillStep(fit, task, config, tap, data.lpips_weights)
     run_fit(fit, lambda phase: answers[phase.size], step, description=description, progress=data.progress)
-    account = {"teacher_runtime": some.runtime, "steps": fit.step, "seconds": round(fit.seconds, 1)}
+    account = {"teacher_runtime": some.runtime, **fit.account}
     return fit.ema.net, {**account, "feature_matched": matched}
 
 

@@ -91,7 +91,7 @@ Minutes = Annotated[
 LearningRate = Annotated[float | None, _flag("--learning-rate", help="Peak of AdamW's rate.")]
 MixedPrecision = Annotated[
     str | None,
-    _flag("--mixed-precision", help="no, bf16 or fp16."),
+    _flag("--mixed-precision", help="no, bf16 or fp16; auto: bf16 where the device has instructions for it."),
 ]
 MaxLpipsDrop = Annotated[
     float | None,

@@ -1,4 +1,4 @@
-"""What distillation costs a training step: the same student, the same crops, with and without the teacher.
+"""What a training step costs: with and without the teacher, the same student and crops; in FP32 and in BF16.
 
 The student's own step decodes and crops photos and minimises the pixel loss and LPIPS against the ground truth. The
 distillation step reads crops with the teacher's cached answers and minimises the same losses plus the distances to the
@@ -12,15 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.timing import Measurement, measure_interleaved
 from models.artifact import Artifact
-from models.registry import get_spec, get_task
+from models.progress import NULL_PROGRESS, Progress
+from models.registry import create_model, get_spec, get_task
 from optimize.data import PhotoCrops, to_float
 from optimize.distill import DistillConfig, DistillStep, FeatureTap, start_student
 from optimize.loop import Fit
+from optimize.pruner import example_inputs
 from optimize.teacher_answers import AnswerConfig, compute_answers
 from optimize.train import TrainConfig, TrainStep
 
@@ -67,6 +70,38 @@ def measure_step_cost(
     return measure_interleaved(
         contestants, warmup=5, iterations=iterations, batch=phase.batch_size, description=title, progress=data.progress
     )
+
+
+def measure_precisions(
+    model: str, *, size: int = 96, batch: int = 4, iterations: int = 3, progress: Progress = NULL_PROGRESS
+) -> dict[str, Measurement]:
+    """Time a step (forward, backward, AdamW) of ``model`` in ``no`` mixed precision and in ``bf16``, taking turns.
+
+    Args:
+        model: Registry name; weights are random.
+        size: Height and width of its first input.
+        batch: Images a step.
+        iterations: Recorded steps of each.
+        progress: Where to report.
+    """
+    spec = get_spec(model)
+    net = create_model(model).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = example_inputs(spec, (size, size), batch=batch)
+    optimizer = torch.optim.AdamW(net.parameters())
+
+    def step(precision: str) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss: Tensor = net(*inputs).float().abs().mean()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return run
+
+    contestants = {precision: step(precision) for precision in ("no", "bf16")}
+    return measure_interleaved(contestants, warmup=1, iterations=iterations, batch=batch, progress=progress)
 
 
 def _batches(dataset: Any, batch_size: int) -> Iterator[Any]:

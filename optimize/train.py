@@ -284,8 +284,7 @@ def _save(
     """Write the averaged weights in FP16, with what the training took, and the scores of what is written."""
     path = out / f"{spec.name.rpartition(':')[2]}.safetensors"
     net, kwargs, notes = finish(fit.ema.net, parent.model_kwargs if parent else {}, path)
-    account = {"steps": fit.step, "seconds": round(fit.seconds, 1)}
-    found = {**metadata, "scores": score(at_levels(net, notes, path)), "account": account, **notes}
+    found = {**metadata, "scores": score(at_levels(net, notes, path)), "account": fit.account, **notes}
     save = partial(
         save_network,
         net,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from export.parity import check_parity
+from export.registry import get_target, list_targets
 from models.artifact import Artifact, save_network
+from models.errors import MissingExtraError
+from models.spec import Precision
 
 _MODULE = "own_networks_of_a_test"
 
@@ -39,3 +43,33 @@ def save_own(
     monkeypatch.setitem(sys.modules, _MODULE, module)
     torch.manual_seed(0)
     return save_network(build().eval(), folder / "own.safetensors", model=f"{_MODULE}:make", task=task)
+
+
+#: Every target once.
+IN_FP32 = tuple((name, Precision.FP32) for name in list_targets())
+
+
+def check_in_targets(
+    source: Artifact,
+    folder: Path,
+    jobs: Sequence[tuple[str, Precision]] = IN_FP32,
+    *,
+    input_size: tuple[int, int] = (32, 32),
+) -> None:
+    """Export ``source`` to each target and precision of ``jobs`` and check parity.
+
+    In one test, so that PyTorch's exporter, which takes longest, goes through it once for the three targets that read
+    ONNX. Where a converter is not installed, the test skips behind the others.
+    """
+    absent = []
+    for target, precision in jobs:
+        row = get_target(target)
+        path = folder / f"{target}-{precision}{row.suffix}"
+        try:
+            made = row.load().export(source, path, precision=precision, input_size=input_size)
+        except MissingExtraError as error:
+            absent.append(str(error))
+        else:
+            assert check_parity(source, made, threads=1).passed, (target, precision)
+    if absent:
+        pytest.skip("; ".join(absent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,31 +27,48 @@ from models.registry import create_model
 SETTINGS = Settings(input_size=(64, 48), threads=1, warmup=0, iterations=3)
 
 
-def test_a_network_is_exported_timed_and_tabled(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NetworkRow]:
+    """Folder and row of a network that was exported and timed."""
     pytest.importorskip("onnxruntime")
-    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), tmp_path, targets=["onnx"], settings=SETTINGS)
+    folder = tmp_path_factory.mktemp("measured")
+    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), folder, targets=["onnx"], settings=SETTINGS)
+    return folder, row
+
+
+@pytest.fixture
+def exported(measured: tuple[Path, NetworkRow], tmp_path: Path) -> Path:
+    """A folder that was interrupted after its exports."""
+    folder = shutil.copytree(measured[0], tmp_path / "out")
+    (folder / "hdrnet" / "row.json").unlink()
+    return folder
+
+
+def test_a_network_is_exported_timed_and_tabled(measured: tuple[Path, NetworkRow]) -> None:
+    folder, row = measured
     assert row.params_m == pytest.approx(0.48, abs=0.01)
     assert (row.height, row.width) == (64, 48)
     assert row.torch_ms is not None
     assert [engine.precision for engine in row.engines] == ["fp32", "fp16", "int8"]
     assert all(engine.p50_ms is not None and engine.p50_ms > 0 for engine in row.engines)
     assert row.smoothness is None
-    content = json.loads((tmp_path / "networks.json").read_text())
+    content = json.loads((folder / "networks.json").read_text())
     assert content["rows"][0]["engines"][2]["p50_ms"] == row.engines[2].p50_ms
     assert content["settings"]["threads"] == 1
-    lines = (tmp_path / "networks.md").read_text().splitlines()
+    lines = (folder / "networks.md").read_text().splitlines()
     assert lines[-1].startswith("| hdrnet | 0.48 |")
     assert lines[-1].count("|") == lines[-3].count("|")
 
 
-def test_what_is_finished_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
-    photos = embedded_photos("train")
+def test_what_is_finished_is_not_measured_again(
+    measured: tuple[Path, NetworkRow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos, first = embedded_photos("train"), measured[1]
+    shutil.copytree(measured[0], tmp_path, dirs_exist_ok=True)
 
     def measure(*names: str, settings: Settings = SETTINGS) -> list[NetworkRow]:
         return measure_networks(names, photos, tmp_path, targets=["onnx"], settings=settings)
 
-    (first,) = measure("hdrnet")
     made = (tmp_path / "hdrnet" / "hdrnet-int8.onnx").stat().st_mtime_ns
     assert measure("hdrnet") == [first]
     monkeypatch.setattr(networks, "_export_all", lambda *_: ([], []))
@@ -66,8 +84,7 @@ def test_what_is_finished_is_not_measured_again(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "hdrnet" / "hdrnet-int8.onnx").stat().st_mtime_ns != made
 
 
-def test_engines_that_do_not_fit_together_are_timed_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("onnxruntime")
+def test_engines_that_do_not_fit_together_are_timed_in_groups(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free, opened = [5.0], [0]
 
     def counting(artifacts: Sequence[Artifact], stack: ExitStack, **given: Any) -> list[Contestant]:
@@ -83,19 +100,18 @@ def test_engines_that_do_not_fit_together_are_timed_in_groups(tmp_path: Path, mo
 
     monkeypatch.setattr(networks, "_free_bytes", lambda: free[0])
     monkeypatch.setattr(networks, "open_contestants", counting)
-    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), tmp_path, targets=["onnx"], settings=SETTINGS)
+    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), exported, targets=["onnx"], settings=SETTINGS)
     assert row.groups == 4
     assert row.torch_ms is not None
     assert all(engine.p50_ms is not None for engine in row.engines)
-    assert "hdrnet in 4 groups" in (tmp_path / "networks.md").read_text()
+    assert "hdrnet in 4 groups" in (exported / "networks.md").read_text()
 
 
 @pytest.mark.parametrize(("takes", "onnx", "groups"), [(4.0, 1.0, 4), (3.0, 1.0, 2), (1.0, 1.0, 1), (2.0, 6.0, 3)])
 def test_room_for_what_a_call_takes_for_a_while_is_left(
-    takes: float, onnx: float, groups: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    takes: float, onnx: float, groups: int, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each engine holds one of eight (ONNX FP32 perhaps more), and takes more while it is called."""
-    pytest.importorskip("onnxruntime")
     free, together = [8.0], [0]
 
     def infer(contestant: Contestant, inputs: object) -> None:
@@ -119,7 +135,7 @@ def test_room_for_what_a_call_takes_for_a_while_is_left(
     monkeypatch.setattr(networks, "_free_bytes", lambda: free[0])
     monkeypatch.setattr(networks, "open_contestants", opening)
     monkeypatch.setattr(Contestant, "infer", infer)
-    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), tmp_path, targets=["onnx"], settings=SETTINGS)
+    (row,) = measure_networks(["hdrnet"], embedded_photos("train"), exported, targets=["onnx"], settings=SETTINGS)
     assert row.groups == groups
     assert (free[0], together[0]) == (8.0, 0)
 

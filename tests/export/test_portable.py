@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from calibrated import save_calibrated
-from own_networks import save_own
+from own_networks import check_in_targets, save_own
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -173,24 +173,15 @@ class Foreign(nn.Module):
         return self.out(F.interpolate(y, size=x.shape[2:], mode="bicubic"))
 
 
-@pytest.mark.parametrize(
-    ("target", "precision"),
-    [
+def test_every_target_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [
         ("onnx", Precision.FP32),
         ("openvino", Precision.FP32),
         ("coreml", Precision.FP32),
         ("coreml", Precision.FP16),
         ("tensorrt", Precision.FP16),
-    ],
-)
-def test_every_target_takes_them(
-    target: str, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    row = get_target(target)
-    pytest.importorskip({"tensorrt": "tensorrt_rtx", "coreml": "coremltools"}.get(target, target))
-    source = save_own(Foreign, tmp_path, monkeypatch)
-    made = row.load().export(source, tmp_path / f"f{row.suffix}", precision=precision, input_size=(32, 64))
-    assert check_parity(source, made, threads=1).passed
+    ]
+    check_in_targets(save_own(Foreign, tmp_path, monkeypatch), tmp_path, jobs, input_size=(32, 64))
 
 
 class Sorting(nn.Module):

@@ -12,7 +12,7 @@ from models.errors import ConfigError
 from models.latent_balancer import ColourMapper, LatentBalancer, latent_balancer, solve_spd
 
 TINY: dict[str, Any] = {
-    "block_out_channels": (4, 8),
+    "block_out_channels": (4, 4, 8, 8),  # attention over 28 x 28 places, as the published one
     "norm_num_groups": 2,
     "width": 8,
     "depth": 1,

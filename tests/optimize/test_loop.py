@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import CheckpointError, ConfigError, RunFolderError, TrainingError
-from optimize.loop import Ema, Fit, FitConfig, Phase, phases_from, run_fit, total_steps
+from optimize.loop import Ema, Fit, FitConfig, Phase, phases_from, run_fit, settled_precision, total_steps
 
 Step = Callable[[Any, float], Mapping[str, Tensor]]
 
@@ -341,6 +341,33 @@ def test_fits_of_different_precision_follow_each_other(tmp_path: Path) -> None:
             product = torch.ones(2, 2) @ torch.ones(2, 2)
         assert fit.accelerator.mixed_precision == precision
         assert product.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("flags", "cuda", "native", "expected"),
+    [
+        (("avx512_bf16", "avx512f"), False, False, "bf16"),
+        (("asimd", "bf16"), False, False, "bf16"),
+        (("avx512_vnni", "avx512f"), False, False, "no"),
+        ((), True, True, "bf16"),
+        (("avx512_bf16",), True, False, "no"),
+    ],
+)
+def test_auto_is_bf16_where_the_device_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], cuda: bool, native: bool, expected: str
+) -> None:
+    monkeypatch.setattr("optimize.loop.cpu_flags", lambda: flags)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert settled_precision("auto") == expected
+    assert [settled_precision(name) for name in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+
+
+def test_the_account_says_in_what_precision(tmp_path: Path) -> None:
+    fit = fit_of(tmp_path, config(phases=(Phase(32, 1, 12),), mixed_precision="auto"))
+    run(fit)
+    assert fit.account["mixed_precision"] == settled_precision("auto")
+    assert fit.account["steps"] == fit.step > 0
 
 
 @pytest.mark.parametrize(
