@@ -7,6 +7,7 @@ along an axis of n, the transform itself log n; at the sizes of pictures that is
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,9 @@ class Spectrum:
     def __getitem__(self, index: Any) -> Any:
         return Spectrum(self.real[index], self.imag[index])
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.real[index], self.imag[index] = _split(value)
+
     def __add__(self, other: Any) -> Spectrum:
         return _add(self, other)
 
@@ -76,6 +80,9 @@ class Spectrum:
 
     def __mul__(self, other: Any) -> Spectrum:
         return _multiply(self, other)
+
+    def __matmul__(self, other: Any) -> Spectrum:
+        return _product(torch.matmul, self, other)
 
     def __truediv__(self, other: Any) -> Spectrum:
         return _divide(self, other)
@@ -122,10 +129,7 @@ def _subtract(one: Any, other: Any, *, alpha: float = 1) -> Spectrum:
 
 
 def _multiply(one: Any, other: Any) -> Spectrum:
-    (a, b), (c, d) = _split(one), _split(other)
-    if isinstance(d, int):
-        return Spectrum(a * c, b * c)
-    return Spectrum(a * c, a * d) if isinstance(b, int) else Spectrum(a * c - b * d, a * d + b * c)
+    return _product(operator.mul, one, other)
 
 
 def _divide(one: Any, other: Any) -> Spectrum:
@@ -134,6 +138,24 @@ def _divide(one: Any, other: Any) -> Spectrum:
         return _multiply(one, 1 / c)
     size = c * c + d * d
     return _multiply(one, Spectrum(c / size, -d / size))
+
+
+def _product(multiply: Callable[[Any, Any], Tensor], one: Any, other: Any) -> Spectrum:
+    """Multiply by a function that is linear in both."""
+    (a, b), (c, d) = _split(one), _split(other)
+    if isinstance(d, int):
+        return Spectrum(multiply(a, c), multiply(b, c))
+    if isinstance(b, int):
+        return Spectrum(multiply(a, c), multiply(a, d))
+    return Spectrum(multiply(a, c) - multiply(b, d), multiply(a, d) + multiply(b, c))
+
+
+def _einsum(equation: str, *operands: Any) -> Spectrum:
+    one, *others = operands[0] if isinstance(operands[0], (list, tuple)) else operands
+    if len(others) != 1:
+        fix = "write one torch.einsum for two of them after the other"
+        raise ExportError(explain("einsum on complex values", expected="two tensors", got=1 + len(others), fix=fix))
+    return _product(lambda a, b: torch.einsum(equation, a, b), one, others[0])
 
 
 def _abs(x: Spectrum) -> Tensor:
@@ -146,6 +168,8 @@ _ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("sub", "subtract"), _subtract),
     **dict.fromkeys(("div", "truediv", "true_divide"), _divide),
     **dict.fromkeys(("abs", "absolute"), _abs),
+    **dict.fromkeys(("matmul", "bmm", "mm"), lambda one, other: _product(torch.matmul, one, other)),
+    "einsum": _einsum,
     "rsub": lambda one, other: _subtract(other, one),
     "neg": lambda x: _scaled(x, -1),
     "angle": lambda x: angle(x.imag, x.real),
@@ -153,6 +177,7 @@ _ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "real": lambda x: x.real,
     "imag": lambda x: x.imag,
     "view_as_real": lambda x: torch.stack([x.real, x.imag], dim=-1),
+    "setitem": Spectrum.__setitem__,
     "is_complex": lambda x: True,
     "size": lambda x, *dim: x.real.size(*dim),
     "dim": lambda x: x.real.ndim,
@@ -243,6 +268,17 @@ def _full_to_real(dim: Any) -> Callable[..., Tensor]:
         for axis, count in axes:
             x = _transform(x, axis, count, norm, inverse=True)
         return _to_real(x, last, size, norm)
+
+    return run
+
+
+def filled(function: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Return ``torch.zeros`` or ``torch.ones`` for complex types: two parts; other types are NotImplemented."""
+
+    def run(*sizes: Any, dtype: torch.dtype | None = None, **given: Any) -> Any:
+        if dtype is None or not dtype.is_complex:
+            return NotImplemented
+        return Spectrum(function(*sizes, **given), torch.zeros(*sizes, **given))
 
     return run
 

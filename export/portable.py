@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from export.fourier import TRANSFORMS
+from export.fourier import TRANSFORMS, filled
 from export.picked import computed, is_picked
 from export.portable_algebra import ALGEBRA
 from export.portable_arithmetic import ARITHMETIC
@@ -161,6 +161,9 @@ REWRITES: Mapping[Any, Callable[..., Any]] = {
     functional.grid_sample: grid_sample,
     functional.instance_norm: _instance_norm,
     Tensor.unfold: windows,
+    torch.zeros: filled(torch.zeros),
+    torch.ones: filled(torch.ones),
+    Tensor.data.__get__: lambda x: x.detach(),  # type: ignore[attr-defined]  # PyTorch's exporter crashes on it
     Tensor.mT.__get__: lambda x: x.transpose(-1, -2),  # type: ignore[attr-defined]
 }
 """By function of PyTorch. A rewrite returns NotImplemented for what needs none."""

@@ -29,6 +29,33 @@ def _chain(matrices: Sequence[Tensor]) -> Tensor:
     return product
 
 
+def _matrix_product(x: Tensor, other: Tensor) -> Any:
+    """A vector times many matrices: coremltools takes those of two dimensions alone."""
+    if other.ndim == 1 and x.ndim > 1:
+        return torch.matmul(x, other[:, None])[..., 0]
+    if x.ndim == 1 and other.ndim > 1:
+        return torch.matmul(x[None], other)[..., 0, :]
+    return NotImplemented
+
+
+def _inner(x: Tensor, other: Tensor) -> Any:
+    """Products over the last axis of both."""
+    if min(x.ndim, other.ndim) < 1 or max(x.ndim, other.ndim) < 2:
+        return NotImplemented
+    return _tensor_product(x, other, ([-1], [-1]))
+
+
+def _power(x: Tensor, n: int) -> Any:
+    return _chain([x] * n) if n > 0 else NotImplemented
+
+
+def _bilinear(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Each output is ``x @ weight[o] @ other``."""
+    half = torch.matmul(x.unsqueeze(-2).unsqueeze(-2), weight).squeeze(-2)
+    answer = torch.matmul(half, other.unsqueeze(-1)).squeeze(-1)
+    return answer if bias is None else answer + bias
+
+
 def _tensor_product(a: Tensor, b: Tensor, dims: Any = 2, out: Tensor | None = None) -> Any:
     """Products over the axes ``dims`` of both as one product of matrices."""
     if isinstance(dims, int):
@@ -117,8 +144,11 @@ def _inverse(x: Tensor) -> Any:
 
 
 def _solve(x: Tensor, other: Tensor, *, left: bool = True) -> Any:
-    if not left or not 1 < int(x.shape[-1]) <= _ELIMINATED:
+    if not 1 < int(x.shape[-1]) <= _ELIMINATED:
         return NotImplemented
+    if not left:
+        answer = _solve(x.transpose(-1, -2), other.transpose(-1, -2))
+        return answer if answer is NotImplemented else answer.transpose(-1, -2)
     is_vector = other.ndim == 1 or (other.ndim == x.ndim - 1 and other.shape == x.shape[:-1])
     right = other[..., None] if is_vector else other
     if right.ndim != x.ndim:
@@ -187,12 +217,16 @@ def _covariance(
 
 
 ALGEBRA: Mapping[str, Callable[..., Any]] = {
+    "__matmul__": _matrix_product,
+    "adjoint": lambda x: x.transpose(-1, -2),
+    "bilinear": _bilinear,
     "chain_matmul": lambda *matrices: _chain(matrices),
     "cholesky": _cholesky,
     "cholesky_solve": _cholesky_solve,
     "cov": _covariance,
     "cross": _cross,
     "det": _determinant,
+    "inner": _inner,
     "inv": _inverse,
     "inverse": _inverse,
     "kron": _kronecker,
@@ -200,11 +234,14 @@ ALGEBRA: Mapping[str, Callable[..., Any]] = {
     "linalg_cross": _cross,
     "linalg_det": _determinant,
     "linalg_inv": _inverse,
+    "linalg_matrix_power": _power,
     "linalg_lstsq": _least_squares,
     "linalg_multi_dot": _chain,
     "linalg_pinv": _pseudo_inverse,
     "linalg_solve": _solve,
     "linalg_solve_triangular": _solve_triangular,
+    "matmul": _matrix_product,
+    "matrix_power": _power,
     "pinverse": _pseudo_inverse,
     "tensordot": _tensor_product,
 }

@@ -130,6 +130,30 @@ def _of_bools(function: Callable[..., Tensor]) -> Callable[..., Any]:
     return run
 
 
+def _of_all(spread: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Variance or deviation of all values: coremltools divides by their number, not by one less."""
+
+    def run(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("dim") is not None or (args and not isinstance(args[0], bool) and args[0] is not None):
+            return NotImplemented
+        named = {name: value for name, value in kwargs.items() if name in ("unbiased", "correction")}
+        if args and isinstance(args[0], bool):
+            named["unbiased"] = args[0]
+        return NotImplemented if kwargs.get("keepdim") else spread(x.flatten(), 0, **named)
+
+    return run
+
+
+def _window(whole: float) -> Callable[..., Any]:
+    """Raised cosine; ONNX has other factors of the Hamming window."""
+
+    def run(count: int, periodic: bool = True, **given: Any) -> Tensor:
+        steps = torch.arange(count, dtype=given.get("dtype") or torch.float32, device=given.get("device"))
+        return whole - (1 - whole) * torch.cos(steps * (2 * math.pi / (count if periodic else max(count - 1, 1))))
+
+    return run
+
+
 def _both(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
     """Variance or deviation, and the mean."""
 
@@ -242,6 +266,15 @@ def _pair_distances(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, kee
     return torch.linalg.vector_norm(x - y + eps, p, -1, keepdim)
 
 
+def _histogram(x: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Any:
+    """Count the values of each of equal bins; between the least and the largest value where there are no bounds."""
+    low, high = (x.min(), x.max()) if min == max else (min, max)
+    flat = x.flatten()
+    place = torch.floor((flat - low) / (high - low) * bins).clamp(0.0, bins - 1.0)
+    inside = ((flat >= low) & (flat <= high)).to(x.dtype)
+    return ((place[:, None] == torch.arange(bins, dtype=x.dtype)).to(x.dtype) * inside[:, None]).sum(0)
+
+
 def _gradient(x: Tensor, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> Any:
     """Central differences, one-sided ones at the borders."""
     if not _is_number(spacing) or edge_order != 1:
@@ -280,15 +313,19 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "cumprod": _running_product,
     "deg2rad": lambda x: x * (math.pi / 180),
     "diff": _differences,
+    "dist": lambda x, other, p=2: torch.linalg.vector_norm(x - other, p),
     "erfc": _erfc,
     "feature_alpha_dropout": _without_drops,
     "fix": _towards_zero,
     "fmax": torch.maximum,
     "fmin": torch.minimum,
     "fmod": _fmod,
+    "hamming_window": _window(0.54),
+    "hann_window": _window(0.5),
     "hardshrink": _hard_shrink,
     "gradient": _gradient,
     "heaviside": _heaviside,
+    "histc": _histogram,
     "hypot": lambda x, other: torch.sqrt(x * x + other * other),
     "kthvalue": _kth_value,
     "ldexp": lambda x, other: x * torch.exp2(other.to(x.dtype)),
@@ -313,10 +350,12 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "special_logit": _logit,
     "special_sinc": _sinc,
     "special_xlogy": _x_log_y,
+    "std": _of_all(torch.std),
     "std_mean": _both(torch.std),
     "sub": _subtract,
     "subtract": _subtract,
     "trunc": _towards_zero,
+    "var": _of_all(torch.var),
     "var_mean": _both(torch.var),
     "xlogy": _x_log_y,
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from export.picked import Picked, pick
 
@@ -29,6 +30,19 @@ def cut(x: Tensor, axis: int, part: slice) -> Tensor:
 
 def _listed(value: Any) -> list[int]:
     return list(value) if isinstance(value, (tuple, list)) else [value]
+
+
+def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Any:
+    """Numbers one after the other: coremltools makes one tensor of a list of them before it stacks."""
+    return torch.cat([x.reshape(1) for x in tensors]) if tensors[0].ndim == 0 else NotImplemented
+
+
+def _blocks(*tensors: Tensor) -> Tensor:
+    """Matrices along a diagonal."""
+    widths = [int(x.shape[1]) for x in tensors]
+    ends = [sum(widths[: place + 1]) for place in range(len(widths))]
+    rows = [functional.pad(x, (end - w, ends[-1] - end)) for x, w, end in zip(tensors, widths, ends, strict=True)]
+    return torch.cat(rows)
 
 
 def _move(x: Tensor, source: Any, destination: Any) -> Tensor:
@@ -232,6 +246,7 @@ def _shift(half: Callable[[int], int]) -> Callable[..., Any]:
 SHAPES: Mapping[str, Callable[..., Any]] = {
     "__getitem__": pick,
     "__setitem__": _assign,
+    "block_diag": _blocks,
     "broadcast_to": lambda x, *size: x.expand(*(size if len(size) > 1 else size[0])),
     "bucketize": _bucketize,
     "channel_shuffle": _channel_shuffle,
@@ -255,6 +270,7 @@ SHAPES: Mapping[str, Callable[..., Any]] = {
     "row_stack": _joined(lambda x: 0, 2),
     "scatter_add": _scatter_add,
     "searchsorted": _search_sorted,
+    "stack": _stack,
     "take_along_dim": _take_along,
     "tensor_split": _tensor_split,
     "view_as": lambda x, other: x.view(other.shape),

@@ -78,19 +78,29 @@ class _Context:
 
 @contextlib.contextmanager
 def plain_functions() -> Iterator[None]:
-    """Call the ``forward`` of a ``torch.autograd.Function`` alone: ``torch.jit`` would trace one opaque operation."""
+    """Call what is one opaque operation in a trace as the Python that it is.
+
+    That is the ``forward`` of a ``torch.autograd.Function``, and what is under ``@torch.jit.script``: coremltools takes
+    that for something else.
+    """
     function: Any = torch.autograd.Function
+    scripted: Any = torch.jit.ScriptFunction
+    call = scripted.__call__
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         alone = cls.setup_context is not function.setup_context
         return cls.forward(*args, **kwargs) if alone else cls.forward(_Context(), *args, **kwargs)
 
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        plain = getattr(self, "_torchdynamo_inline", None)  # its Python; none of a function that was loaded or traced
+        return call(self, *args, **kwargs) if plain is None else plain(*args, **kwargs)
+
     original = function.__dict__["apply"]
-    function.apply = classmethod(apply)
+    function.apply, scripted.__call__ = classmethod(apply), run
     try:
         yield
     finally:
-        function.apply = original
+        function.apply, scripted.__call__ = original, call
 
 
 def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from export.registry import list_targets
 from export.target import CheckedRunner, timed_load
@@ -46,7 +47,8 @@ class TorchRunner(CheckedRunner):
         self._before = torch.get_num_threads()
         if threads:
             torch.set_num_threads(threads)
-        self._net, self.load_ms = timed_load(lambda: load_network(artifact).to(device, dtype))
+        cast = nn.Module.double if dtype is torch.float64 else nn.Module.float  # ``to`` would drop imaginary parts
+        self._net, self.load_ms = timed_load(lambda: cast(load_network(artifact).to(device)))
         self._dtype = dtype
 
     def _run(self, feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

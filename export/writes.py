@@ -34,6 +34,9 @@ _OTHERS = frozenset(
     ("squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_", "as_strided_", "detach_", "bernoulli_")
 )
 
+#: What coremltools does not write into whole tensors either.
+_LACKING = frozenset((*BY_NAME, "zero", "fill", "copy"))
+
 #: Of each axis the places that are written.
 Places = list[list[int]]
 #: From a tensor and the new value of a view of it to the tensor's.
@@ -110,7 +113,7 @@ class Writes(TorchFunctionMode):
         """Trace a function that writes into its first argument; tell whether that was needed and possible."""
         x = args[0]
         is_alone = not x._is_view() and not any(_share(x, shown) for shown in self._views)
-        if (is_alone and name[:-1] not in BY_NAME) or not self._depends((args, given)):
+        if (is_alone and name[:-1] not in _LACKING) or not self._depends((args, given)):
             return False
         ways = self._ways(x)
         if ways is not None:

@@ -294,8 +294,8 @@ class Fit:
 def settled_precision(mixed_precision: str) -> str:
     """Return what ``auto`` is on this machine; others stay.
 
-    Without instructions for it ``bf16`` is emulated: a step of seven networks took 1.5 to 4 times as long as in FP32 on
-    a Xeon of that kind (docs/distillation.md), and half as long on an EPYC that has AVX512_BF16.
+    Without instructions for it ``bf16`` is emulated: a step of seven networks took 1.05 to 3.7 times as long as in FP32
+    on a Xeon of that kind (docs/distillation.md), and half as long on an EPYC that has AVX512_BF16.
     """
     if mixed_precision != "auto":
         return mixed_precision

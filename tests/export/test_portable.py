@@ -22,6 +22,14 @@ from models.errors import ExportError
 from models.spec import Precision
 
 fft = torch.fft
+WEIGHT = torch.complex(*torch.randn(2, 3, 3, 12, 8, generator=torch.Generator().manual_seed(1)))
+
+
+def _lowest(x: Tensor) -> Tensor:
+    """A Fourier layer: weights of the lowest bins, zeros elsewhere."""
+    low = torch.zeros(2, 3, 12, 8, dtype=torch.cfloat)
+    low[:, :, :4, :5] = torch.einsum("bixy,ioxy->boxy", fft.rfft2(x)[:, :, :4, :5], WEIGHT[:, :, :4, :5])
+    return low
 
 
 @pytest.fixture
@@ -138,6 +146,8 @@ TRANSFORMS: list[Callable[[Tensor], Tensor]] = [
     lambda x: torch.cat([fft.rfft2(x), 1 - fft.rfft2(x) / 2], 1)[:, 1:].mean(1),
     lambda x: -fft.rfft2(x).conj() / fft.rfft2(x + 1) + x[..., :8] - 2,
     lambda x: torch.roll(fft.rfft2(x), 1, 2).reshape(2, -1).chunk(2, 1)[0].real,
+    lambda x: torch.matmul(fft.rfft2(x), WEIGHT[0].mT) + fft.rfft2(x) @ torch.ones(8, 12, dtype=torch.cfloat),
+    lambda x: fft.irfft2(_lowest(x)),
 ]
 
 
@@ -149,6 +159,8 @@ def test_fourier_transforms(function: Callable[[Tensor], Tensor], image: Tensor)
 def test_what_cannot_be_done_with_complex_values_is_named(image: Tensor) -> None:
     with pytest.raises(ExportError, match=r"operator exp on complex values: expected sums, .* got exp; fix: comp"):
         rewritten(lambda x: fft.fft2(x).exp(), image)
+    with pytest.raises(ExportError, match="einsum on complex values: expected two tensors, got 3; fix: write one"):
+        rewritten(lambda x: torch.einsum("bixy,ioxy,xy->boxy", fft.rfft2(x), WEIGHT, WEIGHT[0, 0]), image)
 
 
 class Foreign(nn.Module):
@@ -159,11 +171,13 @@ class Foreign(nn.Module):
         self.stem = nn.Conv2d(12, 8, 3, padding=1, padding_mode="circular")
         self.norm = nn.InstanceNorm2d(8, track_running_stats=True)
         self.waves = nn.Conv2d(16, 16, 1)
+        self.weight = nn.Parameter(torch.randn(8, 8, dtype=torch.cfloat))
         self.out = nn.Conv2d(8, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.stem(F.pixel_unshuffle(x, 2)))
         waves = fft.rfft2(y, norm="ortho")
+        waves = waves + torch.einsum("bixy,io->boxy", waves, self.weight) / 8
         real, imag = self.waves(torch.cat([waves.real, waves.imag], 1)).relu().chunk(2, 1)
         colours = torch.stack([x[:, 0], x[:, 1], x[:, 2]], -1)[:, None, ::2, ::2] * 2 - 1
         table = F.grid_sample(y[:, :, :4, :4, None] * torch.ones(5), colours, align_corners=True)[:, :, 0]

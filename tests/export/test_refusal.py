@@ -210,3 +210,17 @@ def test_functions_with_a_backward_of_their_own_are_traced_as_what_they_compute(
     assert "PythonOp" not in str(traced.graph)
     assert torch.equal(traced(x), x * 2)
     assert torch.equal(run(x), x * 2)
+
+
+@torch.jit.script
+def swish(x: Tensor) -> Tensor:
+    """Scripted, as some networks have their activation."""
+    return x * torch.sigmoid(x)
+
+
+def test_scripted_functions_are_traced_as_what_they_compute() -> None:
+    x, loaded = torch.randn(3), torch.jit.trace(lambda x: x + 1, torch.rand(3))
+    with plain_functions(), torch.no_grad():
+        traced = torch.jit.trace(lambda x: loaded(swish(x)), (x,))
+    assert "swish" not in str(traced.graph)
+    assert torch.equal(traced(x), swish(x) + 1)
