@@ -137,7 +137,10 @@ def _inverse(x: Tensor) -> Any:
         return _eliminated(x, _identity_like(x))
     cells = _cells(x)
     rows = [
-        torch.stack([_determinant_of(_minor(cells, row, column)) * (-1) ** (row + column) for row in range(side)], -1)
+        torch.cat(  # of one value each: coremltools cannot stack numbers
+            [(_determinant_of(_minor(cells, row, column)) * (-1) ** (row + column))[..., None] for row in range(side)],
+            -1,
+        )
         for column in range(side)
     ]
     return torch.stack(rows, -2) / _determinant_of(cells)[..., None, None]

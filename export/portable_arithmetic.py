@@ -327,6 +327,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "heaviside": _heaviside,
     "histc": _histogram,
     "hypot": lambda x, other: torch.sqrt(x * x + other * other),
+    "isclose": lambda x, other, rtol=1e-5, atol=1e-8, equal_nan=False: (x - other).abs() <= atol + rtol * other.abs(),
     "kthvalue": _kth_value,
     "ldexp": lambda x, other: x * torch.exp2(other.to(x.dtype)),
     "lerp": lambda start, end, weight: start + (end - start) * weight,

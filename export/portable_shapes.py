@@ -257,6 +257,8 @@ SHAPES: Mapping[str, Callable[..., Any]] = {
     "dstack": _joined(lambda x: 2, 3),
     "fft_fftshift": _shift(lambda count: count // 2),
     "fft_ifftshift": _shift(lambda count: -(count // 2)),
+    "fliplr": lambda x: x.flip(1),
+    "flipud": lambda x: x.flip(0),
     "hsplit": _split_along(lambda x: min(1, x.ndim - 1)),
     "hstack": _joined(lambda x: min(1, x.ndim - 1), 1),
     "index_add": _index_add,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -76,6 +77,11 @@ class _Context:
         return lambda *_, **__: None
 
 
+#: Names that ``torch.fx`` and ``torch.jit`` have for something else in the modules that they make.
+_JIT: Any = torch.jit
+_RESERVED = frozenset({*dir(torch.fx.GraphModule), *dir(_JIT.RecursiveScriptModule), "meta"} - set(dir(nn.Module)))
+
+
 @contextlib.contextmanager
 def plain_functions() -> Iterator[None]:
     """Call what is one opaque operation in a trace as the Python that it is.
@@ -101,6 +107,23 @@ def plain_functions() -> Iterator[None]:
         yield
     finally:
         function.apply, scripted.__call__ = original, call
+
+
+def renamed(net: nn.Module) -> nn.Module:
+    """Rename weights and modules of ``net`` that are called as what graphs have themselves (``code``, ``graph``).
+
+    Its own code finds them as before.
+    """
+    for module in net.modules():
+        tables: Any = (module._parameters, module._buffers, module._modules)
+        taken = [(table, name) for table in tables for name in table if name in _RESERVED]
+        for table, name in taken:
+            table[f"{name}_"] = table.pop(name)
+        if taken:
+            found = {name: property(attrgetter(f"{name}_")) for _, name in taken}
+            kind = type(module)
+            module.__class__ = type(kind.__name__, (kind,), {**found, "__jit_unused_properties__": list(found)})
+    return net
 
 
 def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor]) -> str:

@@ -34,7 +34,7 @@ from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.origins import CannotFold, Constants
 from export.portable import Portable, attention_in_parts
 from export.readings import Readings
-from export.refusal import plain_functions, say_refusal
+from export.refusal import plain_functions, renamed, say_refusal
 from export.registry import get_target
 from export.resizes import ConstantResizes
 from export.screens import ASKED, RANGE, ROUNDING, Screens, screen_artifact
@@ -263,7 +263,7 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...], *, fixed: bool = True) ->
     """
     import torch
 
-    readings = Readings(net, samples)
+    readings = Readings(renamed(net), samples)
     readings.refuse()
     with torch.no_grad(), attention_in_parts(), plain_functions(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Python code that reads tensors

@@ -172,12 +172,12 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     from export.fuse import fold_batch_norm
     from export.portable import Portable, attention_in_parts
     from export.readings import Readings
-    from export.refusal import say_refusal
+    from export.refusal import renamed, say_refusal
     from export.resizes import ConstantResizes
     from export.transposed import shuffle_transposed
 
     require("onnxscript", "onnx")
-    net = shuffle_transposed(fold_batch_norm(load_network(artifact).float()))
+    net = renamed(shuffle_transposed(fold_batch_norm(load_network(artifact).float())))
     samples, shapes = _samples(spec, size, dynamic)
     try:
         resizes = contextlib.nullcontext() if dynamic else ConstantResizes()

@@ -72,6 +72,8 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "dstack": lambda x: torch.dstack([x[:, :, 3:], x[:, :, :3]]),
     "erfc": torch.erfc,
     "fft_fftshift": lambda x: torch.fft.fftshift(x, dim=(2, 3)) - torch.fft.ifftshift(x, dim=3),
+    "fliplr": lambda x: x + torch.fliplr(x[0, 0]),
+    "flipud": lambda x: x + torch.flipud(x[0, 0]),
     "fmax": lambda x: torch.fmax(x, x.flip(1)),
     "fmin": lambda x: torch.fmin(x, x.flip(1)),
     "fmod": lambda x: torch.fmod(x, 0.3),
@@ -85,6 +87,7 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "hstack": lambda x: torch.hstack([x[:, 4:], x[:, :4]]),
     "hypot": lambda x: torch.hypot(x, x.flip(1)),
     "inner": lambda x: torch.inner(x, x[0, 0]) + torch.inner(x, x[0, 0, 0])[..., None],
+    "isclose": lambda x: x * torch.isclose(x, x.round(), atol=0.2),
     "kron": lambda x: torch.kron(x[:, :, ::2, ::2], torch.tensor([[1.0, 2.0], [3.0, 4.0]])),
     "kthvalue": lambda x: x - x.kthvalue(2, dim=1, keepdim=True)[0],
     "ldexp": lambda x: torch.ldexp(x, torch.tensor(2)),
@@ -94,7 +97,11 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
         torch.linalg.inv(_system(x)) + F.pad(torch.linalg.inv(x[:, :, :2, :2] * 0.1 + torch.eye(2)), (0, 4, 0, 4))
     ),
     "linalg_lstsq": lambda x: x + F.pad(torch.linalg.lstsq(_system(x)[..., :4], x).solution, (0, 0, 0, 2)),
-    "inverse": lambda x: x + F.pad((x[:, :, :3, :3] * 0.1 + torch.eye(3)).inverse(), (0, 3, 0, 3)),
+    "inverse": lambda x: (
+        x
+        + F.pad((x[:, :, :3, :3] * 0.1 + torch.eye(3)).inverse(), (0, 3, 0, 3))
+        + F.pad((x[0, 0, :3, :3] * 0.1 + torch.eye(3)).inverse(), (0, 3, 0, 3))
+    ),
     "linalg_matrix_power": lambda x: torch.linalg.matrix_power(x * 0.3, 3),
     "linalg_multi_dot": lambda x: x + torch.linalg.multi_dot([x[0, 0], x[0, 1], x[0, 2]]),
     "linalg_pinv": lambda x: torch.linalg.pinv(_system(x)) + F.pad(_system(x)[..., :4, :].pinverse(), (0, 2)),

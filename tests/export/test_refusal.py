@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from own_networks import check_in_targets, save_own
 from torch import Tensor, nn
 
 from export import open_runner, to_onnx, to_openvino
-from export.refusal import layer_of, plain_functions, say_refusal
+from export.refusal import layer_of, plain_functions, renamed, say_refusal
 from models.artifact import Artifact, save_network
 from models.errors import ExportError
 from models.spec import Precision
@@ -224,3 +225,26 @@ def test_scripted_functions_are_traced_as_what_they_compute() -> None:
         traced = torch.jit.trace(lambda x: loaded(swish(x)), (x,))
     assert "swish" not in str(traced.graph)
     assert torch.equal(traced(x), swish(x) + 1)
+
+
+class Named(nn.Module):
+    """A network whose parts are called as what a graph has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graph = nn.Conv2d(3, 3, 3, padding=1)
+        self.inner = nn.Module()
+        self.inner.code = nn.Parameter(torch.rand(3))
+        self.code = nn.Parameter(torch.rand(1, 3, 1, 1))
+        self.register_buffer("meta", torch.rand(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.graph(x) * self.code + self.meta + self.inner.code[:, None, None]
+        return y
+
+
+def test_names_of_a_graph_are_no_hindrance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_in_targets(save_own(Named, tmp_path, monkeypatch), tmp_path)
+    net = renamed(Named())
+    assert sorted(net.state_dict()) == ["code_", "graph_.bias", "graph_.weight", "inner.code_", "meta_"]
+    assert net.code is net.get_parameter("code_")
