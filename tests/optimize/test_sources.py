@@ -65,6 +65,12 @@ class Noise(nn.Module):
         return x + torch.randn_like(x)
 
 
+class Writing(Base):
+    def forward(self, x):
+        x -= x.mean()
+        return self.conv(x)
+
+
 class Uncopied(Base):
     def __init__(self):
         super().__init__()
@@ -117,6 +123,11 @@ def own(tmp_path: Path) -> str:
             "Noisy",
             UnsupportedError,
             r"expected the same answer each time, got .*: layer noise: operator randn_like; fix",
+        ),
+        (
+            "Writing",
+            UnsupportedError,
+            r"expected an input that stays as it is, got a network that writes into it; fix: let",
         ),
         ("Uncopied", UnsupportedError, r"expected a network that can be copied, got TypeError: cannot pickle 'module'"),
     ],
