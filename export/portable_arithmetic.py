@@ -130,6 +130,12 @@ def _of_bools(function: Callable[..., Tensor]) -> Callable[..., Any]:
     return run
 
 
+def _to_type(x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Bytes of real numbers in more bits: TensorRT has bytes at the ends of a network alone."""
+    wanted = torch.uint8 in args or kwargs.get("dtype") is torch.uint8
+    return x.to(torch.int32) if wanted and x.is_floating_point() else NotImplemented
+
+
 def _of_all(spread: Callable[..., Tensor]) -> Callable[..., Any]:
     """Variance or deviation of all values: coremltools divides by their number, not by one less."""
 
@@ -306,6 +312,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "atan2": angle,
     "bitwise_or": _of_bools(torch.logical_or),
     "bitwise_xor": _of_bools(torch.logical_xor),
+    "byte": lambda x: _to_type(x, torch.uint8),
     "cdist": _distances,
     "celu": _celu,
     "copysign": _copy_sign,
@@ -355,7 +362,9 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "std_mean": _both(torch.std),
     "sub": _subtract,
     "subtract": _subtract,
+    "to": _to_type,
     "trunc": _towards_zero,
+    "type": _to_type,
     "var": _of_all(torch.var),
     "var_mean": _both(torch.var),
     "xlogy": _x_log_y,
