@@ -154,9 +154,14 @@ class Writes(TorchFunctionMode):
         if self._constants is not None:
             self._constants.add(tensor)
 
+    def _number(self, part: Any) -> Any:
+        """Return a part of an index as a number where it is one that Python computed from sizes."""
+        is_number = isinstance(part, Tensor) and part.ndim == 0 and part.dtype == torch.int64
+        return int(part) if is_number and not self._depends(part) else part
+
     def _places(self, x: Tensor, index: Any) -> tuple[Places, list[int]] | None:
         """Return the places of each axis that ``index`` names and the shape of ``x[index]``; else None."""
-        index = list(index) if isinstance(index, tuple) else [index]
+        index = [self._number(part) for part in (index if isinstance(index, tuple) else (index,))]
         lists = [at for at, part in enumerate(index) if isinstance(part, (list, range, Tensor))]
         whole = [slice(None) if at in lists else part for at, part in enumerate(index)]
         if not all(part is None or part is Ellipsis or isinstance(part, (int, slice)) for part in whole):
@@ -196,7 +201,7 @@ def _function_of(
     if name.endswith("__") or not name.endswith("_") or name in _OTHERS:
         return None
     plain: Any = getattr(Tensor, name[:-1], None) or getattr(functional, name[:-1], None)
-    return None if plain is None else partial(plain, x, *rest, **given)
+    return partial(plain, x, *rest, **given) if callable(plain) else None
 
 
 def _spread(value: Any, shape: Sequence[int], x: Tensor) -> Tensor:
