@@ -163,7 +163,8 @@ def test_an_interrupted_process_may_save(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(zoo_process, "_OWN_ACCORD_S", 0.1)
     saved = tmp_path / "saved"
     code = (
-        "import pathlib, sys, time\n"
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background of a shell ignores it
         "try:\n    sys.stderr.write('ready\\n'); sys.stderr.flush(); time.sleep(20)\n"
         f"except KeyboardInterrupt:\n    pathlib.Path({str(saved)!r}).write_text('all')\n"
     )
