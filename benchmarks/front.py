@@ -226,7 +226,8 @@ def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: li
         texts.append(names[index] + gained)
     order = sorted(range(len(timed)), key=lambda i: (not timed[i].is_teacher, id(timed[i]) not in front, -spots[i][1]))
     frames = [Box(axes.left + 2, _TOP, axes.right - 2, HEIGHT - _BOTTOM)] * len(timed)
-    widths = [text_width(text, 12) for text in texts]
+    bold = [id(row) in front or row.is_teacher for row in timed]
+    widths = [text_width(text, 12, bold=heavy) for text, heavy in zip(texts, bold, strict=True)]
     ends = [min(axes.x(row.latency_p95_ms or row.latency_p50_ms or 1.0), axes.right) for row in timed]
     tails = [Box(x, y - 1, end, y + 1) for (x, y), end in zip(spots, ends, strict=True) if end > x]
     places = place_labels(spots, widths, order=order, frames=frames, obstacles=[*canvas.obstacles, *tails])
@@ -238,8 +239,7 @@ def _points(canvas: _Canvas, axes: _Axes, timed: list[BenchmarkRow], untimed: li
         if label is not None:
             if label.leader:
                 canvas.line(x, y, *label.anchor, kind="rule", width=0.7)
-            weight = "650" if id(row) in front or row.is_teacher else "400"
-            canvas.label(label.x, label.y, texts[index], weight=weight)
+            canvas.label(label.x, label.y, texts[index], weight="650" if bold[index] else "400")
         canvas.parts.append(f"<g>{_tooltip(row)}{_marker(x, y, row, noisy=bool(row.latency_is_noisy))}</g>")
     _untimed(canvas, axes, untimed, [names[len(timed) + index] for index in range(len(untimed))])
 

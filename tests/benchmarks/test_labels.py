@@ -40,6 +40,7 @@ def test_no_room_gives_no_label() -> None:
 def test_widths_grow_with_text_and_size() -> None:
     assert text_width("mmm", 12) > text_width("iii", 12)
     assert text_width("abc", 24) == 2 * text_width("abc", 12)
+    assert text_width("abc", 12, bold=True) > text_width("abc", 12)
 
 
 @pytest.mark.parametrize(
