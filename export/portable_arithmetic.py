@@ -132,7 +132,7 @@ def _of_bools(function: Callable[..., Tensor]) -> Callable[..., Any]:
 
 def _to_type(x: Any, *args: Any, **kwargs: Any) -> Any:
     """Bytes of real numbers in more bits: TensorRT has bytes at the ends of a network alone."""
-    wanted = torch.uint8 in args or kwargs.get("dtype") is torch.uint8
+    wanted = any(value is torch.uint8 for value in (*args, *kwargs.values()))
     return x.to(torch.int32) if wanted and x.is_floating_point() else NotImplemented
 
 

@@ -77,8 +77,8 @@ class _Context:
         return lambda *_, **__: None
 
 
-#: Names that ``torch.fx`` and ``torch.jit`` have for something else in the modules that they make.
 _JIT: Any = torch.jit
+#: Names that ``torch.fx`` and ``torch.jit`` have for something else in the modules that they make.
 _RESERVED = frozenset({*dir(torch.fx.GraphModule), *dir(_JIT.RecursiveScriptModule), "meta"} - set(dir(nn.Module)))
 
 

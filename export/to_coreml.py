@@ -263,7 +263,8 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...], *, fixed: bool = True) ->
     """
     import torch
 
-    readings = Readings(renamed(net), samples)
+    with attention_in_parts():
+        readings = Readings(renamed(net), samples)
     readings.refuse()
     with torch.no_grad(), attention_in_parts(), plain_functions(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Python code that reads tensors

@@ -194,10 +194,9 @@ def _function_of(
             return None
         bound.arguments["inplace"] = False
         return lambda: func(*bound.args, **bound.kwargs)
-    if name in ("zero_", "fill_"):
-        return lambda: torch.full_like(x, 0) if name == "zero_" else _spread(rest[0], _sides(x), x)
-    if name == "copy_":
-        return lambda: _spread(rest[0], _sides(x), x)
+    if name in ("zero_", "fill_", "copy_"):
+        value = next(iter((*rest, *given.values())), 0)
+        return lambda: _spread(value, _sides(x), x)
     if name.endswith("__") or not name.endswith("_") or name in _OTHERS:
         return None
     plain: Any = getattr(Tensor, name[:-1], None) or getattr(functional, name[:-1], None)
@@ -273,11 +272,9 @@ def _cut_places(x: Tensor, part: Callable[[Tensor], Tensor]) -> Places:
 
 def _with(x: Tensor, value: Tensor, places: Places) -> Tensor:
     """Return ``x`` with ``value`` in ``places``; ``value`` has as many values, in their order."""
-    shape = _sides(x)
     value = value.reshape([len(found) for found in places])
-    return _merged(
-        x, value, [None if found == list(range(side)) else found for found, side in zip(places, shape, strict=True)]
-    )
+    parts = [None if found == list(range(side)) else found for found, side in zip(places, _sides(x), strict=True)]
+    return _merged(x, value, parts)
 
 
 def _merged(x: Tensor, value: Tensor, places: Sequence[list[int] | None]) -> Tensor:

@@ -53,7 +53,7 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "broadcast_to": lambda x: x + x[:, :1].broadcast_to(x.shape) + torch.broadcast_to(x[:, 1:2], x.shape),
     "bucketize": lambda x: x + torch.bucketize(x, torch.tensor(_BOUNDS), right=True).float(),
     "byte": lambda x: (
-        x + (x.sigmoid() * 255).byte().float() / 255 + (x.sigmoid() * 255).round().to(torch.uint8).to(x.dtype) / 255
+        x + (x.sigmoid() * 255).byte().float() / 255 + (x.sigmoid() * 255).round().to(torch.uint8).to(x) / 255
     ),
     "cdist": lambda x: (
         x + torch.cdist(x, x) + torch.cdist(x.flatten(1, 2), x.flatten(1, 2)).mean((1, 2))[:, None, None, None]

@@ -93,6 +93,7 @@ def _whole(x: Tensor) -> Tensor:
     y.sub_(x.flip(2), alpha=0.5)
     torch.zeros_like(x).copy_(y)
     y[:, 0].zero_()
+    y[:, 1].fill_(value=0.2)
     return y.fmod_(0.7) + x.clone().index_fill_(1, torch.tensor([1, 3]), 0.2)
 
 
