@@ -315,6 +315,7 @@ def test_on_a_mac_core_ml_predicts(exported: Exporter, monkeypatch: pytest.Monke
     import coremltools
 
     seen: dict[str, Any] = {}
+    package = exported("coreml", Precision.FP16).path  # the converter makes an MLModel of its own
 
     class Session:
         def __init__(self, path: str, compute_units: Any) -> None:
@@ -327,7 +328,7 @@ def test_on_a_mac_core_ml_predicts(exported: Exporter, monkeypatch: pytest.Monke
     monkeypatch.setattr(coreml_runner.sys, "platform", "darwin")
     monkeypatch.setattr(coremltools.models, "MLModel", Session)
     x = np.full((1, 1, 64, 64), 0.5, np.float32)
-    with export.open_runner(exported("coreml", Precision.FP16).path, device="ane") as runner:
+    with export.open_runner(package, device="ane") as runner:
         answer = runner.infer({"input": x})["output"]
     assert to_coreml.can_run("ane") is None
     assert (runner.emulated, runner.device) == (False, "ane")
