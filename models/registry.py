@@ -455,7 +455,14 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
     if scripted:  # it can be neither watched nor changed
         got, fix = f"a ScriptModule at layer {scripted[0] or 'the network itself'}", "return what it was scripted from"
         raise UsageError(explain(f"factory {spec.factory}", expected="modules of Python", got=got, fix=fix))
+    if spec.source == "yours":
+        net.register_forward_pre_hook(_own_copies)
     return with_controls(net.float(), spec)  # half precision is a matter of the artifacts
+
+
+def _own_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Let a network write into its input (``x.sub_(mean)``): what the caller passed stays as it is."""
+    return tuple(given.clone() for given in inputs)
 
 
 def create_model(

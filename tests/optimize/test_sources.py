@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.artifact import Artifact, save_network
 from models.errors import InputSizeError, PareError, UnsupportedError, UsageError
@@ -124,11 +125,6 @@ def own(tmp_path: Path) -> str:
             UnsupportedError,
             r"expected the same answer each time, got .*: layer noise: operator randn_like; fix",
         ),
-        (
-            "Writing",
-            UnsupportedError,
-            r"expected an input that stays as it is, got a network that writes into it; fix: let",
-        ),
         ("Uncopied", UnsupportedError, r"expected a network that can be copied, got TypeError: cannot pickle 'module'"),
     ],
 )
@@ -147,6 +143,15 @@ def test_a_size_that_is_only_assumed_says_how_to_say_otherwise(own: str, tmp_pat
     )
     with pytest.raises(InputSizeError, match=r"got 65x47; fix: .* to 96x64, or say what it takes: FACTORY\.size = "):
         check_size(saved, (65, 47))
+
+
+def test_a_network_that_writes_into_its_input_gets_a_copy(own: str, tmp_path: Path) -> None:
+    net = create_model(f"{own}:Writing", task="image")
+    check_size(save_network(net, tmp_path / "n.safetensors", model=f"{own}:Writing", task="image"), (32, 32))
+    image = torch.rand(1, 3, 32, 32)
+    given = image.clone()
+    assert torch.equal(net(given), net.conv(image - image.mean()))
+    assert torch.equal(given, image)
 
 
 def test_scripted_modules_are_refused(own: str) -> None:
