@@ -23,7 +23,9 @@ from models.running_module import RunningModule
 #: ATen operators of layers.
 _LAYERS = frozenset(("convolution", "_convolution", "mm", "bmm", "addmm", "baddbmm"))
 #: ATen operators whose numbers an exported file holds in half precision too: an epsilon below 3e-8 is 0 there.
-_WITH_NUMBERS = frozenset(("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "clamp", "clamp_min", "where"))
+_WITH_NUMBERS = frozenset(
+    ("add", "sub", "rsub", "mul", "div", "maximum", "minimum", "clamp", "clamp_min", "clamp_max", "where")
+)
 
 
 def _rounded(value: Any) -> Any:

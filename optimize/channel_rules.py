@@ -225,6 +225,33 @@ def _reshape_block(tracer: ChannelTracer, own: list[Label], sizes: list[int], wa
     return nothing
 
 
+@rule("gather")
+def _gather(tracer: ChannelTracer, x: Tensor, dim: int, index: Tensor, *_: Any, **__: Any) -> Labels:
+    """Other places of each channel: the index was expanded over the channels, or follows them."""
+    labels, places = list(tracer.labels(x)), tracer.labels(index)
+    for axis, label in enumerate(labels):
+        if axis == dim % x.ndim or index.shape[axis] != x.shape[axis]:
+            tracer.freeze(label, "is gathered from places of its own")
+            labels[axis] = None
+        else:
+            labels[axis] = tracer.tie(label, places[axis], size=x.shape[axis])
+    return tuple(labels)
+
+
+@rule("sort")
+def _sort(tracer: ChannelTracer, x: Tensor, dim: int = -1, *_: Any, **__: Any) -> list[Labels]:
+    """The values of each channel in their order, and the places where they were."""
+    labels = list(tracer.labels(x))
+    tracer.freeze(labels[dim], "is sorted along its channels")
+    labels[dim] = None
+    return [tuple(labels)] * 2
+
+
+@rule("topk")
+def _topk(tracer: ChannelTracer, x: Tensor, _: int, dim: int = -1, *__: Any, **___: Any) -> list[Labels]:
+    return _sort(tracer, x, dim)
+
+
 @rule("permute")
 def _permute(tracer: ChannelTracer, x: Tensor, dims: Sequence[int]) -> Labels:
     labels = tracer.labels(x)

@@ -24,6 +24,7 @@ from models.errors import CheckpointError, ConfigError, InputSizeError, Training
 from models.layers import detach_computed_weights
 from models.progress import NULL_PROGRESS, Bar, Progress
 from optimize.muon import Muon
+from optimize.strided import slice_strided
 
 if TYPE_CHECKING:
     from models.spec import ModelSpec
@@ -170,6 +171,7 @@ class Fit:
         self.config, self.checkpoint = config, checkpoint
         parts = nn.ModuleDict({"net": net, **({"extras": extras} if extras is not None else {})})
         parts = parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        slice_strided(parts)
         kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
         optimizer = kind(parts.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.ema = Ema(net, config.ema_decay)

@@ -105,6 +105,23 @@ def _convnext(net: nn.Module, x: Tensor) -> Tensor:
     return net.d(y + net.p2(functional.gelu(net.p1(z))).permute(0, 3, 1, 2))
 
 
+def _sorted_tokens(net: nn.Module, x: Tensor) -> Tensor:
+    """Attention that looks at its neighbours in an order that the picture decides."""
+    tokens = net.a(x).flatten(2).transpose(1, 2)
+    order = x.mean(1).flatten(1).argsort(1)
+    tokens = tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    back = tokens.cumsum(1).gather(1, order.argsort(1).unsqueeze(-1).expand_as(tokens))
+    return net.d(back.transpose(1, 2).reshape(len(x), -1, *x.shape[2:]))
+
+
+def _matched_distributions(net: nn.Module, x: Tensor) -> Tensor:
+    """Style transfer by exact feature distributions: the order of one picture, the values of another."""
+    content, style = net.a(x).flatten(2), net.b(x.flip(1)).flatten(2)
+    places = content.sort()[1].argsort(-1)
+    best = content.topk(3, dim=2)[0].mean(2, keepdim=True)
+    return net.d((style.sort()[0].gather(-1, places) + best).unflatten(2, x.shape[2:]))
+
+
 # name -> network, {group: units}; the masked comparison is exact
 EXACT: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "shuffle, then a concatenation": (
@@ -151,6 +168,8 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "a global residual": (lambda: Net(lambda m, x: x + m.d(m.a(x).relu()), a=conv(3, 8), d=conv(8, 3)), {"a": 8}),
     "instance norm": (lambda: nn.Sequential(conv(3, 8), nn.InstanceNorm2d(8, affine=True), conv(8, 3)), {"0": 8}),
     "a gated linear unit": (lambda: nn.Sequential(conv(3, 16), nn.GLU(1), conv(8, 3)), {"0": 8}),
+    "matched distributions": (lambda: Net(_matched_distributions, a=conv(3, 8), b=conv(3, 8), d=conv(8, 3)), {"a": 8}),
+    "tokens in another order": (lambda: Net(_sorted_tokens, a=conv(3, 8), d=conv(8, 3)), {"a": 8}),
     "a layer used twice": (
         lambda: Net(lambda m, x: m.d(m.b(m.b(m.a(x)).relu())), a=conv(3, 8), b=conv(8, 8), d=conv(8, 3)),
         {"a": 8},
@@ -272,12 +291,21 @@ def test_groups_agree_with_torch_pruning_where_it_works() -> None:
 
 def test_what_cannot_be_pruned_is_named_with_the_reason() -> None:
     net = Net(
-        lambda m, x: m.d(m.b(m.a(x)[:, 2:7]).view(-1, 8, 16, 16)) + m.f(m.e(x).flip(1)),
+        lambda m, x: (
+            m.d(m.b(m.a(x)[:, 2:7]).view(-1, 8, 16, 16))
+            + m.f(m.e(x).flip(1))
+            + m.h(m.g(x).gather(1, torch.tensor([2, 0, 1, 3]).view(1, 4, 1, 1).expand(1, 4, 16, 16)))
+            + m.j(m.i(x).sort(1)[0])
+        ),
         a=conv(3, 8),
         b=conv(5, 8),
         d=conv(8, 3),
         e=conv(3, 4),
         f=conv(4, 3),
+        g=conv(3, 4),
+        h=conv(4, 3),
+        i=conv(3, 4),
+        j=conv(4, 3),
         unused=conv(3, 3),
     )
     channels = map_channels(net.eval(), [torch.rand(1, 3, 16, 16)])
@@ -285,7 +313,9 @@ def test_what_cannot_be_pruned_is_named_with_the_reason() -> None:
     assert "is sliced at fixed places" in channels.kept["a"]
     assert "does not run without one of its channels: shape '[-1, 8, 16, 16]' is invalid" in channels.kept["b"]
     assert channels.kept["e"] == "is flipped or rolled along its channels (in the network)"
-    assert channels.kept["d"] == channels.kept["f"] == "is the network's output"
+    assert channels.kept["g"] == "is gathered from places of its own (in the network)"
+    assert channels.kept["i"] == "is sorted along its channels (in the network)"
+    assert {channels.kept[name] for name in "dfhj"} == {"is the network's output"}
     assert "does not run in a forward pass" in channels.kept["unused"]
 
 
