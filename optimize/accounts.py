@@ -41,7 +41,9 @@ def told(metadata: Mapping[str, Any]) -> list[str]:
         said.append(f"from {_STARTS[metadata['start']]}{end}")
     account = metadata.get("account") or {}
     if "steps" in account:
-        said.append(f"{account['steps']} steps on answers of the teacher in {account['teacher_runtime']}")
+        said.append(
+            f"{account['steps']} steps on {account['crops']} answers of the teacher in {account['teacher_runtime']}"
+        )
     if "pruning_ratio" in metadata:
         said += _pruned(metadata)
     if "quantization" in metadata:

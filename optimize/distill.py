@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from optimize.stage import StageContext
 
 _JUDGES = 24
+#: How many times as long as the training the teacher may answer.
+_ANSWERING = 3
 _STARTS = {"shipped": "the shipped weights", "narrowed": "the teacher's own channels", "scratch": "scratch"}
 
 
@@ -208,7 +210,9 @@ def distill_network(
     """
     task = get_task(teacher.task)
     config = replace(config, fit=fitting(config.fit, teacher, student, data))
-    answers = {size: _answers(teacher, config, data, size, out) for size in {p.size for p in config.fit.phases}}
+    sizes = {phase.size for phase in config.fit.phases}
+    limit = None if config.fit.max_minutes is None else _ANSWERING * 60 * config.fit.max_minutes / len(sizes)
+    answers = {size: _answers(teacher, config, data, size, out, limit) for size in sizes}
     some = next(iter(answers.values()))
     matched = feature if config.feature_weight and config.loss == "regression" and some.feature_channels else None
     tap, projection = FeatureTap(student, matched), None
@@ -220,11 +224,13 @@ def distill_network(
         data.progress.note(f"Resuming at step {fit.step}")
     step = DistillStep(fit, task, config, tap, data.lpips_weights)
     run_fit(fit, lambda phase: answers[phase.size], step, description=description, progress=data.progress)
-    account = {"teacher_runtime": some.runtime, **fit.account}
+    account = {"teacher_runtime": some.runtime, "crops": len(some), **fit.account}
     return fit.ema.net, {**account, "feature_matched": matched}
 
 
-def _answers(teacher: Artifact, config: DistillConfig, data: StageContext, size: int, out: Path) -> Answers:
+def _answers(
+    teacher: Artifact, config: DistillConfig, data: StageContext, size: int, out: Path, max_seconds: float | None
+) -> Answers:
     fc = config.fit
     wanted = AnswerConfig(
         size=size,
@@ -234,7 +240,8 @@ def _answers(teacher: Artifact, config: DistillConfig, data: StageContext, size:
         tone_jitter=fc.tone_jitter,
         features=bool(config.feature_weight) and config.loss == "regression",
     )
-    return compute_answers(teacher, data.train, wanted, cache=data.cache or out / "cache", progress=data.progress)
+    cache = data.cache or out / "cache"
+    return compute_answers(teacher, data.train, wanted, cache=cache, progress=data.progress, max_seconds=max_seconds)
 
 
 def start_student(

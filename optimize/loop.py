@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 #: Instructions that multiply in BF16: Intel and AMD, ARM.
 _BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+#: What PyTorch says of a view that the order of a tensor's values in memory does not allow.
+_UNVIEWABLE = "view size is not compatible with input tensor's size and stride"
+#: (batch, fraction of the training) -> losses, ``loss`` among them.
+Step = Callable[[Any, float], Mapping[str, "Tensor"]]
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Fit:
         self.accelerator = _accelerator(settled_precision(config.mixed_precision), cpu=not on_gpu)
         self.config, self.checkpoint = config, checkpoint
         parts = nn.ModuleDict({"net": net, **({"extras": extras} if extras is not None else {})})
-        parts = parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _lay_out(parts, torch.channels_last)
         slice_strided(parts)
         kind = Muon if config.optimizer == "muon" else torch.optim.AdamW
         optimizer = kind(parts.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -183,6 +187,7 @@ class Fit:
             rival = torch.optim.AdamW(adversary.parameters(), lr=adversary_learning_rate, betas=(0.5, 0.99))
             self.adversary, self.adversary_optimizer = self.accelerator.prepare(adversary, rival)
         self.step, self.seconds = 0, 0.0
+        self._channels_last = True
 
     @property
     def raw_net(self) -> nn.Module:
@@ -278,6 +283,10 @@ class Fit:
         """
         if not torch.isfinite(loss):
             raise self._diverged("loss", float(loss.detach()))
+        if not loss.requires_grad:
+            fix = "remove torch.no_grad() from its forward, and requires_grad = False from its weights"
+            got = "an answer that no gradient goes through"
+            raise TrainingError(explain("training", expected="a network with gradients", got=got, fix=fix))
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.clip_norm)
         if self.config.mixed_precision != "fp16" and norm is not None and not torch.isfinite(norm):
@@ -286,11 +295,26 @@ class Fit:
         self.optimizer.zero_grad()
         self.ema.update(self.raw_net)
 
+    def make_contiguous(self) -> bool:
+        """Store weights, and so what is computed with them, with channels first; say whether that is news."""
+        self._channels_last, before = False, self._channels_last
+        self.optimizer.zero_grad()
+        for net in self._parts().values():
+            _lay_out(net, torch.contiguous_format)
+        return before
+
     def _diverged(self, what: str, value: float) -> TrainingError:
         fix = f"lower --learning-rate (now {self.config.learning_rate:g})"
         if self.checkpoint.exists():
             fix += f"; {self.checkpoint} resumes before it"
         return TrainingError(explain(what, expected="finite numbers", got=f"{value} at step {self.step}", fix=fix))
+
+
+def _lay_out(net: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store the images and filters of ``net`` in this order; tensors of another rank have but one."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=memory_format)
 
 
 def settled_precision(mixed_precision: str) -> str:
@@ -354,7 +378,7 @@ def _epochs(config: FitConfig) -> Iterator[tuple[int, Phase]]:
 def run_fit(
     fit: Fit,
     dataset_of: Callable[[Phase], EpochDataset],
-    step: Callable[[Any, float], Mapping[str, Tensor]],
+    step: Step,
     *,
     description: str,
     progress: Progress = NULL_PROGRESS,
@@ -365,7 +389,8 @@ def run_fit(
     A checkpoint is written every ``checkpoint_seconds``, at the end, and when interrupted.
 
     Raises:
-        TrainingError: The loss or its gradient became NaN or infinite; the last checkpoint stays as it was.
+        TrainingError: The loss or its gradient became NaN or infinite, or no gradient reaches the network; the last
+            checkpoint stays as it was.
         RunFolderError: The disk is full.
     """
     config = fit.config
@@ -376,6 +401,7 @@ def run_fit(
     total = sum(_steps_per_epoch(phase, crops, workers) for _, phase in _epochs(config))
     begun, saved, sound = 0, time.monotonic(), True
     fit.net.train()
+    _take_shipped_path(fit.raw_net)
     with _bar_of(fit, total, description, progress) as bar:
         try:
             for epoch, phase in _epochs(config):
@@ -391,8 +417,7 @@ def run_fit(
                         return
                     fit.set_rate(fraction)
                     shown = fit.shown(total)
-                    values = step(batch, fraction)
-                    fit.descend(values["loss"])
+                    values = _descended(fit, step, batch, fraction)
                     fit.step += 1
                     now = time.monotonic()
                     fit.seconds += now - start
@@ -410,6 +435,34 @@ def run_fit(
         finally:
             if sound:
                 fit.save()
+
+
+def _take_shipped_path(net: nn.Module) -> None:
+    """Train the layers of PyTorch (dropout, statistics); modules that only hold them go on as when they ship.
+
+    A network with several outputs in training (deep supervision) has a loss on one here, and its other heads may no
+    longer fit to what was pruned.
+    """
+    for module in net.modules():
+        kinds = [kind for kind in type(module).__mro__ if kind is not nn.Module]
+        module.training = any(kind.__module__.startswith("torch.nn.modules.") for kind in kinds)
+
+
+def _descended(fit: Fit, step: Step, batch: Any, fraction: float) -> Mapping[str, Tensor]:
+    """Compute the losses of a batch and descend.
+
+    Tensors are stored with channels last, which is faster on a CPU. A network that views them as only the usual order
+    allows (``x.view(len(x), -1)``) gets that.
+    """
+    try:
+        values = step(batch, fraction)
+        fit.descend(values["loss"])
+    except RuntimeError as error:
+        if _UNVIEWABLE not in str(error) or not fit.make_contiguous():
+            raise
+        values = step(batch, fraction)
+        fit.descend(values["loss"])
+    return values
 
 
 def _bar_of(fit: Fit, total: int, description: str, progress: Progress) -> AbstractContextManager[Bar]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -34,8 +35,12 @@ if TYPE_CHECKING:
     from models.photos import PhotoSet
 
 Predict = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-_SCHEMA = 1
+_SCHEMA = 2
 _BATCH = 16
+#: Seconds that a batch should not exceed by far: a slow teacher answers fewer crops at once.
+_BATCH_SECONDS = 4.0
+#: Crops that a teacher answers in any case.
+_LEAST = 128
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Answers:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.folder, self.runtime, self.seed = folder, str(index["runtime"]), int(index["seed"])
         self.epoch = 0
-        self._arrays = {name: _open(folder, name, row, mode="r") for name, row in index["arrays"].items()}
+        done = int(index["done"])
+        self._arrays = {name: _open(folder, name, row, done) for name, row in index["arrays"].items()}
 
     def __len__(self) -> int:
         return len(self._arrays["rgb"])
@@ -115,15 +121,15 @@ class Answers:
         return int(self._arrays["feature"].shape[1]) if "feature" in self._arrays else 0
 
 
-def _open(folder: Path, name: str, row: Any, *, mode: Any) -> NDArray[Any]:
-    return np.memmap(folder / f"{name}.bin", dtype=row["dtype"], mode=mode, shape=tuple(row["shape"]))
+def _open(folder: Path, name: str, row: Any, done: int) -> NDArray[Any]:
+    return np.memmap(folder / f"{name}.bin", dtype=row["dtype"], mode="r", shape=(done, *row["shape"][1:]))
 
 
 def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) -> tuple[str, Predict]:
     """Return the fastest runtime that answers like PyTorch does, and its name.
 
     OpenVINO (bf16 where the processor has it and the answers stay within half a visible step on average, else fp32)
-    is tried against PyTorch eager on ``sample`` (N, C, S, S), each timed once warm.
+    is tried against PyTorch eager on ``sample`` (N, C, S, S), as much of it as takes seconds, each timed once warm.
     """
     teacher = load_at_levels(artifact)
     one_by_one = isinstance(teacher, Between)  # with weights of its own for each image: no trace, no inner feature
@@ -144,6 +150,7 @@ def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) 
             model = _traced(net, sample)
             for precision in ("bf16", "f32"):
                 contestants[f"openvino {precision}"] = _openvino_predict(model, sample, precision)
+    sample = _batch(eager, sample)
     reference = eager(sample)[0]
     seconds = {}
     for name, predict in contestants.items():
@@ -153,11 +160,21 @@ def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) 
             continue
         if drift > 0.5:
             continue
-        start = time.perf_counter()
-        predict(sample)
-        seconds[name] = time.perf_counter() - start
+        seconds[name] = _seconds(predict, sample)
     best = min(seconds, key=lambda name: seconds[name])
     return best, contestants[best]
+
+
+def _seconds(predict: Predict, sample: Tensor) -> float:
+    """Return how long an image of ``sample`` takes, seconds."""
+    start = time.perf_counter()
+    predict(sample)
+    return (time.perf_counter() - start) / len(sample)
+
+
+def _batch(predict: Predict, sample: Tensor) -> Tensor:
+    """Return as many images of ``sample`` as are answered in a few seconds."""
+    return sample[: max(int(_BATCH_SECONDS / _seconds(predict, sample[:1])), 1)]
 
 
 def _to_cpu(answer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
@@ -205,6 +222,7 @@ def compute_answers(
     *,
     cache: Path,
     progress: Progress = NULL_PROGRESS,
+    max_seconds: float | None = None,
 ) -> Answers:
     """Return the teacher's answers, from the cache where they are, else computed now (and cached).
 
@@ -214,6 +232,8 @@ def compute_answers(
         config: Which crops.
         cache: Folder that holds the caches.
         progress: Where to report.
+        max_seconds: Answer no more crops than the teacher manages in so long, but ``_LEAST``. The first ones are of
+            different photos. None: all.
 
     Raises:
         RunFolderError: The disk is full.
@@ -223,9 +243,10 @@ def compute_answers(
     key = json.dumps([_SCHEMA, artifact.sha256, photos.fingerprint, vars(config)], sort_keys=True)
     folder = cache / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     total = len(photos) * config.views
-    if is_main_process() and _done(folder) < total:
+    done, seconds = _done(folder)
+    if is_main_process() and done < _affordable(total, seconds, max_seconds):
         try:
-            _compute(artifact, photos, config, folder, total, progress)
+            _compute(artifact, photos, config, folder, total, progress, max_seconds)
         except OSError as error:
             fix = "free disk space, or choose another cache folder"
             raise RunFolderError(explain(f"writing {folder}", expected="room", got=error, fix=fix)) from error
@@ -234,17 +255,22 @@ def compute_answers(
     return Answers(folder, may_flip=task.augmentation.horizontal_flip and not task.draws)
 
 
-def _done(folder: Path) -> int:
-    """Return how many answers the cache holds; 0 when a file of it was lost or cut."""
+def _done(folder: Path) -> tuple[int, float]:
+    """Return how many answers the cache holds, 0 when a file of it was lost or cut, and the seconds that one takes."""
     if not (folder / "index.json").exists():
-        return 0
+        return 0, math.inf
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     done = int(index["done"])
     for name, row in index["arrays"].items():
         path = folder / f"{name}.bin"
         if not path.exists() or path.stat().st_size < done * _row_bytes(row):
-            return 0
-    return done
+            return 0, math.inf
+    return done, float(index["seconds"])
+
+
+def _affordable(total: int, seconds: float, max_seconds: float | None) -> int:
+    """Return how many of ``total`` crops are answered where each takes ``seconds``."""
+    return total if max_seconds is None else min(total, max(int(max_seconds / seconds), _LEAST))
 
 
 def _row_bytes(row: Any) -> int:
@@ -252,7 +278,13 @@ def _row_bytes(row: Any) -> int:
 
 
 def _compute(
-    artifact: Artifact, photos: PhotoSet, config: AnswerConfig, folder: Path, total: int, progress: Progress
+    artifact: Artifact,
+    photos: PhotoSet,
+    config: AnswerConfig,
+    folder: Path,
+    total: int,
+    progress: Progress,
+    max_seconds: float | None,
 ) -> None:
     task = get_task(artifact.task)
     crops = PhotoCrops(
@@ -271,15 +303,18 @@ def _compute(
     runtime, predict = fastest_predict(artifact, inputs, feature=feature)
     made = get_spec(artifact.model, task=artifact.task).outputs[0]
     wanted = made.at(H=inputs.shape[2], W=inputs.shape[3]).shape[2:]
-    arrays = _layout(predict(inputs), total, crops[0], wanted)
+    arrays = _layout(predict(inputs[:1]), total, crops[0], wanted)
+    inputs = _batch(predict, inputs)
+    seconds = _seconds(predict, inputs)
+    begin = stop = _done(folder)[0]
+    batch, count = len(inputs), max(_affordable(total, seconds, max_seconds), begin)
     folder.mkdir(parents=True, exist_ok=True)
-    begin = stop = _done(folder)
-    index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays}
+    index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays, "seconds": seconds}
     title = f"Teacher answers at {config.size}x{config.size} ({runtime})"
     try:
-        with progress.track(title, total=total, completed=begin) as bar:
-            for start in range(begin, total, _BATCH):
-                rgb = torch.stack([crops[i] for i in range(start, min(start + _BATCH, total))])
+        with progress.track(title, total=count, completed=begin) as bar:
+            for start in range(begin, count, batch):
+                rgb = torch.stack([crops[i] for i in range(start, min(start + batch, count))])
                 output, inner = predict(task.inputs_of(to_float(rgb)))
                 answers = {"rgb": rgb, "output": output, "feature": inner}
                 for name, row in arrays.items():
@@ -288,6 +323,8 @@ def _compute(
                 bar.advance(len(rgb))
     finally:
         write_json(folder / "index.json", {**index, "done": stop})
+    if count < total:
+        progress.note(f"a slow teacher: it answered {count} of {total} crops; more where the training is longer")
 
 
 def _write(path: Path, row: Any, start: int, values: Tensor | None) -> None:

@@ -36,8 +36,8 @@ def run_of(tmp_path: Path, name: str, metadata: dict[str, Any], *, accepted: boo
 
 
 def test_the_start_of_the_student_is_told() -> None:
-    account = {"steps": 28, "teacher_runtime": "openvino bf16"}
-    steps = "28 steps on answers of the teacher in openvino bf16"
+    account = {"steps": 28, "crops": 1365, "teacher_runtime": "openvino bf16"}
+    steps = "28 steps on 1365 answers of the teacher in openvino bf16"
     assert told({"start": "scratch", "kept": "result", "account": account}) == ["from scratch", steps]
     kept = "from the student that ships with Pare, which was kept"
     assert told({"start": "shipped", "kept": "start"}) == [kept]

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import CheckpointError, ConfigError, RunFolderError, TrainingError
-from optimize.loop import Ema, Fit, FitConfig, Phase, phases_from, run_fit, settled_precision, total_steps
-
-Step = Callable[[Any, float], Mapping[str, Tensor]]
+from optimize.loop import Ema, Fit, FitConfig, Phase, Step, phases_from, run_fit, settled_precision, total_steps
 
 
 class Numbers:
@@ -145,6 +143,80 @@ def test_extras_and_adversary_resume_too(tmp_path: Path) -> None:
     assert same(back.adversary, fit.adversary)
     moments = [fit.adversary_optimizer.state_dict(), back.adversary_optimizer.state_dict()]
     assert torch.equal(moments[0]["state"][0]["exp_avg"], moments[1]["state"][0]["exp_avg"])
+
+
+class Viewing(nn.Module):
+    """Views weights and values as only the usual order in memory allows, and has a weight of five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.gain = nn.Linear(4 * 8 * 8, 4)
+        self.kernels = nn.Parameter(torch.ones(2, 4, 4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight
+        weight = weight / weight.view(len(weight), -1).std(1).view(-1, 1, 1, 1)
+        y = nn.functional.conv2d(x, weight, self.first.bias, padding=1)
+        gain = self.gain(y.view(len(y), -1))[:, :, None, None]
+        return self.last(nn.functional.conv2d(y * gain, self.kernels.mean(0)))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_cannot_have_its_channels_last_learns_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fit = Fit(Viewing(), config(), checkpoint=tmp_path / "net.checkpoint.safetensors")
+    assert fit.raw_net.first.weight.stride()[1] == 1
+    before = fit.raw_net.first.weight.detach().clone()
+    run(fit)
+    assert fit.step == 6
+    assert not torch.equal(fit.raw_net.first.weight, before)
+    assert fit.ema.net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
+    again = Fit(Viewing(), config(phases=(Phase(32, 3, 4),)), checkpoint=fit.checkpoint)
+    assert again.resume()
+    run(again)
+    assert again.step == 9
+
+
+class DeeplySupervised(nn.Module):
+    """Answers with two pictures in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.drop = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.1)
+        self.last, self.side = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.drop(self.norm(self.first(x)))
+        return (self.last(y), self.side(y)) if self.training else self.last(y)
+
+
+def test_a_network_learns_on_the_path_that_ships(tmp_path: Path) -> None:
+    """Its layers train all the same."""
+    fit = Fit(DeeplySupervised(), config(), checkpoint=tmp_path / "net.checkpoint.safetensors")
+    run(fit)
+    assert fit.step == 6
+    assert fit.raw_net.drop.training
+    assert fit.raw_net.norm.num_batches_tracked == 6
+
+
+def test_a_network_without_gradients_is_told_so(tmp_path: Path) -> None:
+    fit = fit_of(tmp_path)
+
+    def blind(batch: Tensor, fraction: float) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            return {"loss": fit.net(batch).square().mean()}
+
+    with pytest.raises(
+        TrainingError, match=r"expected a network with gradients, got an answer that no .*; fix: remove"
+    ):
+        run(fit, blind)
+
+
+def test_other_errors_of_a_network_pass(tmp_path: Path) -> None:
+    fit = fit_of(tmp_path)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run(fit, stopping(fit, 1, RuntimeError("out of luck")))
+    assert fit.raw_net[0].weight.stride()[1] == 1
 
 
 def test_a_finished_fit_does_nothing_more(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import models
 from models.artifact import Artifact
 from models.errors import RunFolderError, UnsupportedError
 from models.photos import PhotoSet
+from models.progress import SilentProgress
 from optimize import teacher_answers as module
 from optimize.data import PhotoCrops, to_float
 from optimize.teacher_answers import AnswerConfig, Answers, WithFeature, compute_answers, fastest_predict
@@ -44,6 +45,16 @@ class Counted:
             return answer if isinstance(answer, tuple) else (answer, None)
 
         return "counted", predict
+
+
+class Noted(SilentProgress):
+    """Keeps its notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 @pytest.fixture
@@ -122,15 +133,52 @@ def test_another_teacher_or_crop_has_another_cache(
 def test_an_interrupted_computation_goes_on(
     tiny_teacher: Artifact, train_photos: PhotoSet, tmp_path: Path, counted: Counted
 ) -> None:
-    counted.fail_after = 12  # 4 to lay out the files, then two batches
+    counted.fail_after = 14  # 6 to lay out the files and to time them, then two batches
     with pytest.raises(KeyboardInterrupt):
         compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
     counted.fail_after, counted.crops = None, 0
     resumed = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
-    assert counted.crops == 4 + 18 - 8
+    assert counted.crops == 6 + 18 - 8
     whole = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path / "other")
     for name in ("rgb", "output", "feature"):
         np.testing.assert_array_equal(resumed._arrays[name], whole._arrays[name])
+
+
+def test_a_slow_teacher_answers_as_many_crops_as_it_can(
+    tiny_teacher: Artifact,
+    train_photos: PhotoSet,
+    tmp_path: Path,
+    counted: Counted,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first of them, at least ``_LEAST``, and more when there is more time."""
+    monkeypatch.setattr(module, "_LEAST", 7)
+    progress = Noted()
+    some = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path, progress=progress, max_seconds=1e-9)
+    assert len(some) == 7
+    assert progress.notes == ["a slow teacher: it answered 7 of 18 crops; more where the training is longer"]
+    known = np.array(some._arrays["rgb"])
+    counted.crops = 0
+    assert len(compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path, max_seconds=1e-9)) == 7
+    assert counted.crops == 0
+    whole = compute_answers(tiny_teacher, train_photos, CONFIG, cache=tmp_path)
+    assert len(whole) == 18
+    assert counted.crops == 6 + 18 - 7
+    np.testing.assert_array_equal(whole._arrays["rgb"][:7], known)
+
+
+@pytest.mark.parametrize(
+    ("each", "limit", "crops"), [(1.0, 300.0, 300), (1.0, None, 1500), (0.01, 300.0, 1500), (9.0, 300.0, 128)]
+)
+def test_how_many_crops_are_affordable(each: float, limit: float | None, crops: int) -> None:
+    assert module._affordable(1500, each, limit) == crops
+
+
+def test_a_slow_teacher_answers_one_crop_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = torch.rand(3, 1, 8, 8)
+    for seconds, crops in ((0.0, 1), (1e6, 3)):
+        monkeypatch.setattr(module, "_BATCH_SECONDS", seconds)
+        assert len(module._batch(lambda x: (x, None), sample)) == crops
 
 
 def test_a_cut_cache_is_computed_again(
