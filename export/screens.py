@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from models.artifact import Artifact, load_network
+from models.modes import in_eval_mode
 from models.spec import SizeRequirements
 
 if TYPE_CHECKING:
@@ -189,14 +190,10 @@ def screen(net: nn.Module, inputs: Sequence[Tensor]) -> Screens:
 
     What the network raises on these inputs is passed on.
     """
-    training = net.training
-    net.eval()
-    try:
+    with in_eval_mode(net):
         watch = _watched(net, inputs)
         large = [LargeLayer(layer, peak, peak > LARGEST_HALF) for layer, peak in watch.peaks.items() if peak > LIMIT]
         half = _half(net, inputs[0], [item.layer for item in large]) if inputs else (0.0, False)
-    finally:
-        net.train(training)
     slow = _written_otherwise(net)
     for kind, layers in watch.met.items():
         rewrite, advice = OPERATORS[kind]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import UnsupportedError, explain
+from models.modes import in_eval_mode
 from optimize.channel_groups import ChannelGroup, Removal, Slot, layer_of, removed_indices
 
 Importance = Literal["magnitude", "taylor", "bn_scale"]
@@ -74,12 +75,12 @@ def _taylor(net: nn.Module, groups: Sequence[ChannelGroup], losses: Sequence[Los
         raise UnsupportedError(explain("importance taylor", expected="photos", got="none", fix="pass --data"))
     unscaled: Any = None
     judge = GroupTaylorImportance(normalizer=unscaled)
-    training, flags = net.training, [parameter.requires_grad for parameter in net.parameters()]
+    flags = [parameter.requires_grad for parameter in net.parameters()]
     total: dict[ChannelGroup, Any] = dict.fromkeys(groups)
-    net.eval().requires_grad_(True)
+    net.requires_grad_(True)
     for loss in losses:
         net.zero_grad(set_to_none=True)
-        with torch.enable_grad():
+        with torch.enable_grad(), in_eval_mode(net):
             loss(net).backward()
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -91,7 +92,6 @@ def _taylor(net: nn.Module, groups: Sequence[ChannelGroup], losses: Sequence[Los
     net.zero_grad(set_to_none=True)
     for parameter, flag in zip(net.parameters(), flags, strict=True):
         parameter.requires_grad_(flag)
-    net.train(training)
     return total
 
 
@@ -166,10 +166,8 @@ class LayerCosts:
         }
         self._positions: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         hooks = [module.register_forward_hook(self._keep(name)) for name, module in self._layers.items()]
-        training = net.training
-        with torch.no_grad():
-            net.eval()(*inputs)
-        net.train(training)
+        with torch.no_grad(), in_eval_mode(net):
+            net(*inputs)
         for hook in hooks:
             hook.remove()
         self._whole = self.layer_ms({})

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from export.portable import attention_in_parts
+from models.modes import in_eval_mode
 from models.running_module import RunningModule
 
 Ids = NDArray[np.int64]
@@ -206,11 +207,9 @@ def trace_channels(
 
     The output's dimensions are frozen. What the network raises on these inputs is passed on.
     """
-    training = net.training
-    net.eval()
     tracer = ChannelTracer(net, outer_sites=outer_sites)
     try:
-        with torch.no_grad(), attention_in_parts(), tracer:
+        with torch.no_grad(), in_eval_mode(net), attention_in_parts(), tracer:
             output = net(*inputs)
         for tensor in flatten(output):
             for label in tracer.labels(tensor):
@@ -218,7 +217,6 @@ def trace_channels(
                     tracer.atoms.freeze(label, "is the network's output")
     finally:
         tracer.close()
-        net.train(training)
     return tracer
 
 

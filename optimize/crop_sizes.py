@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.artifact import Artifact, load_network
 from models.errors import UnsupportedError, explain, first_line
+from models.modes import in_eval_mode
 from models.photos import centre_crop, to_batch
 from models.registry import get_spec, get_task
 from optimize.loop import FitConfig
@@ -22,14 +23,11 @@ if TYPE_CHECKING:
 def refusal(net: nn.Module, inputs: Tensor, made: TensorSpec) -> str | None:
     """Return why ``net`` cannot take ``inputs`` (N, C, H, W), or gives another shape than ``made`` says, or None."""
     device = next((parameter.device for parameter in net.parameters()), inputs.device)
-    training = net.training
     try:
-        with torch.inference_mode():
-            answer = net.eval()(inputs.to(device))
+        with torch.inference_mode(), in_eval_mode(net):
+            answer = net(inputs.to(device))
     except Exception as error:  # code of the user's may raise anything
         return first_line(error)
-    finally:
-        net.train(training)
     want = made.at(N=len(inputs), H=inputs.shape[2], W=inputs.shape[3]).shape
     got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
     return None if got == want else f"output {got} in place of {want}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.metrics import lpips, psnr
+from models.modes import in_eval_mode
 from models.photos import centre_crop, to_batch
 
 if TYPE_CHECKING:
@@ -31,15 +32,13 @@ def load_photos(photos: PhotoSet, size: tuple[int, int], *, limit: int | None = 
 def render_all(net: nn.Module, task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
     """Run ``net`` over photos (N, 3, H, W) or pairs (N, 6, H, W) and render: RGB (N, 3, H, W) in [0, 1].
 
-    Restores train or eval mode.
+    In eval mode; each module gets its own mode back.
     """
-    training = net.training
-    net.eval()
     rendered = []
-    for part in rgb.split(batch_size):
-        inputs = task.inputs_of(part)
-        rendered.append(task.render(inputs, net(inputs)))
-    net.train(training)
+    with in_eval_mode(net):
+        for part in rgb.split(batch_size):
+            inputs = task.inputs_of(part)
+            rendered.append(task.render(inputs, net(inputs)))
     return torch.cat(rendered)
 
 

@@ -20,7 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import cpu_flags
 from models.artifact import read_tensors, save_tensors
-from models.errors import CheckpointError, ConfigError, InputSizeError, TrainingError, explain
+from models.errors import (
+    CheckpointError,
+    ConfigError,
+    InputSizeError,
+    TrainingError,
+    UnsupportedError,
+    explain,
+)
 from models.layers import detach_computed_weights
 from models.progress import NULL_PROGRESS, Bar, Progress
 from optimize.muon import Muon
@@ -280,13 +287,14 @@ class Fit:
         Raises:
             TrainingError: The loss or its gradient is NaN or infinite; the weights are as before, and so is the last
                 checkpoint.
+            UnsupportedError: The network lets no gradient through.
         """
         if not torch.isfinite(loss):
             raise self._diverged("loss", float(loss.detach()))
         if not loss.requires_grad:
             fix = "remove torch.no_grad() from its forward, and requires_grad = False from its weights"
             got = "an answer that no gradient goes through"
-            raise TrainingError(explain("training", expected="a network with gradients", got=got, fix=fix))
+            raise UnsupportedError(explain("training", expected="a network with gradients", got=got, fix=fix))
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.clip_norm)
         if self.config.mixed_precision != "fp16" and norm is not None and not torch.isfinite(norm):
@@ -389,8 +397,8 @@ def run_fit(
     A checkpoint is written every ``checkpoint_seconds``, at the end, and when interrupted.
 
     Raises:
-        TrainingError: The loss or its gradient became NaN or infinite, or no gradient reaches the network; the last
-            checkpoint stays as it was.
+        TrainingError: The loss or its gradient became NaN or infinite; the last checkpoint stays as it was.
+        UnsupportedError: The network lets no gradient through.
         RunFolderError: The disk is full.
     """
     config = fit.config

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.errors import CheckpointError, ConfigError, RunFolderError, TrainingError
+from models.errors import CheckpointError, ConfigError, RunFolderError, TrainingError, UnsupportedError
 from optimize.loop import Ema, Fit, FitConfig, Phase, Step, phases_from, run_fit, settled_precision, total_steps
 
 
@@ -207,7 +207,7 @@ def test_a_network_without_gradients_is_told_so(tmp_path: Path) -> None:
             return {"loss": fit.net(batch).square().mean()}
 
     with pytest.raises(
-        TrainingError, match=r"expected a network with gradients, got an answer that no .*; fix: remove"
+        UnsupportedError, match=r"expected a network with gradients, got an answer that no .*; fix: remove"
     ):
         run(fit, blind)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from models.artifact import Artifact, load_network
 from models.photos import PhotoSet, centre_crop, to_batch
@@ -66,6 +67,15 @@ def test_the_share_in_float_is_bounded() -> None:
 def test_nothing_helps() -> None:
     choice = choose_float_layers(lambda kept: 0.5 + 0.1 * len(kept), ORDER, SHARES, aim=0.1, max_share=1.0)
     assert (choice.layers, choice.drop) == ((), 0.5)
+
+
+def test_what_is_left_out_in_training_only_is_no_noise(eval_photos: PhotoSet) -> None:
+    """Also after a picture was rendered."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Dropout(), nn.ReLU(), nn.Conv2d(8, 3, 1)).eval()
+    rgb = to_batch([centre_crop(photo, 32, 32) for photo in eval_photos])
+    scorer = Scorer(SimulatedInt8(net, rgb), get_task("image"), rgb)
+    scorer.render(())
+    assert scorer.noise(()) == 0.0
 
 
 def test_no_search_with_gradients(tiny_student: Artifact, eval_photos: PhotoSet, random_lpips: Path) -> None:
