@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.errors import UnsupportedError, explain
 from models.modes import in_eval_mode
 from optimize.channel_groups import ChannelGroup, Removal, Slot, layer_of, removed_indices
+from optimize.losses import check_gradient
 
 Importance = Literal["magnitude", "taylor", "bn_scale"]
 Scores = dict[ChannelGroup, Tensor]
@@ -81,7 +82,9 @@ def _taylor(net: nn.Module, groups: Sequence[ChannelGroup], losses: Sequence[Los
     for loss in losses:
         net.zero_grad(set_to_none=True)
         with torch.enable_grad(), in_eval_mode(net):
-            loss(net).backward()
+            found = loss(net)
+            check_gradient(found)
+            found.backward()
         for parameter in net.parameters():
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         pairs = ((name, value, value.grad) for name, value in net.named_parameters())

@@ -20,16 +20,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.machine import cpu_flags
 from models.artifact import read_tensors, save_tensors
-from models.errors import (
-    CheckpointError,
-    ConfigError,
-    InputSizeError,
-    TrainingError,
-    UnsupportedError,
-    explain,
-)
+from models.errors import CheckpointError, ConfigError, InputSizeError, TrainingError, explain
 from models.layers import detach_computed_weights
 from models.progress import NULL_PROGRESS, Bar, Progress
+from optimize.losses import check_gradient
 from optimize.muon import Muon
 from optimize.strided import slice_strided
 
@@ -291,10 +285,7 @@ class Fit:
         """
         if not torch.isfinite(loss):
             raise self._diverged("loss", float(loss.detach()))
-        if not loss.requires_grad:
-            fix = "remove torch.no_grad() from its forward, and requires_grad = False from its weights"
-            got = "an answer that no gradient goes through"
-            raise UnsupportedError(explain("training", expected="a network with gradients", got=got, fix=fix))
+        check_gradient(loss)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.config.clip_norm)
         if self.config.mixed_precision != "fp16" and norm is not None and not torch.isfinite(norm):

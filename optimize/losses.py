@@ -14,10 +14,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.metrics.fidelity import SCALE_WEIGHTS, WINDOW, similarity
-from models.errors import ConfigError, explain
+from models.errors import ConfigError, UnsupportedError, explain
 
 PixelLoss = Literal["mse", "l1", "huber", "cauchy", "ms_ssim_l1"]
 AdversarialLoss = Literal["bce", "lsgan", "hinge"]
+
+
+def check_gradient(loss: Tensor) -> None:
+    """Raise UnsupportedError where no gradient goes from ``loss`` to the weights."""
+    if not loss.requires_grad:
+        fix = "remove torch.no_grad() from its forward, and requires_grad = False from its weights"
+        got = "an answer that no gradient goes through"
+        raise UnsupportedError(explain("training", expected="a network with gradients", got=got, fix=fix))
 
 
 def pixel_loss(preds: Tensor, target: Tensor, *, kind: PixelLoss, scale: float, weight: Tensor | None = None) -> Tensor:

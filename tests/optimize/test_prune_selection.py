@@ -86,6 +86,8 @@ def test_taylor_is_weight_times_gradient_summed_over_batches() -> None:
     torch.testing.assert_close(scores[only], expected)
     with pytest.raises(UnsupportedError, match="importance taylor: expected photos, got none; fix: pass --data"):
         score(net, [only], "taylor")
+    with pytest.raises(UnsupportedError, match=r"expected a network with gradients, got an answer that no"):
+        score(net, [only], "taylor", losses=[lambda m: m(torch.rand(1, 3, 8, 8)).detach().mean()])
 
 
 def test_bare_parameters_are_scored_as_layers_are() -> None:
