@@ -41,9 +41,8 @@ def told(metadata: Mapping[str, Any]) -> list[str]:
         said.append(f"from {_STARTS[metadata['start']]}{end}")
     account = metadata.get("account") or {}
     if "steps" in account:
-        said.append(
-            f"{account['steps']} steps on {account['crops']} answers of the teacher in {account['teacher_runtime']}"
-        )
+        crops = account.get("crops", "the")  # runs that were begun before these were counted
+        said.append(f"{account['steps']} steps on {crops} answers of the teacher in {account['teacher_runtime']}")
     if "pruning_ratio" in metadata:
         said += _pruned(metadata)
     if "quantization" in metadata:

@@ -210,9 +210,7 @@ def distill_network(
     """
     task = get_task(teacher.task)
     config = replace(config, fit=fitting(config.fit, teacher, student, data))
-    sizes = {phase.size for phase in config.fit.phases}
-    limit = None if config.fit.max_minutes is None else _ANSWERING * 60 * config.fit.max_minutes / len(sizes)
-    answers = {size: _answers(teacher, config, data, size, out, limit) for size in sizes}
+    answers = {size: _answers(teacher, config, data, size, out) for size in _sizes(config)}
     some = next(iter(answers.values()))
     matched = feature if config.feature_weight and config.loss == "regression" and some.feature_channels else None
     tap, projection = FeatureTap(student, matched), None
@@ -228,9 +226,11 @@ def distill_network(
     return fit.ema.net, {**account, "feature_matched": matched}
 
 
-def _answers(
-    teacher: Artifact, config: DistillConfig, data: StageContext, size: int, out: Path, max_seconds: float | None
-) -> Answers:
+def _sizes(config: DistillConfig) -> set[int]:
+    return {phase.size for phase in config.fit.phases}
+
+
+def _answers(teacher: Artifact, config: DistillConfig, data: StageContext, size: int, out: Path) -> Answers:
     fc = config.fit
     wanted = AnswerConfig(
         size=size,
@@ -241,7 +241,8 @@ def _answers(
         features=bool(config.feature_weight) and config.loss == "regression",
     )
     cache = data.cache or out / "cache"
-    return compute_answers(teacher, data.train, wanted, cache=cache, progress=data.progress, max_seconds=max_seconds)
+    limit = None if fc.max_minutes is None else _ANSWERING * 60 * fc.max_minutes / len(_sizes(config))
+    return compute_answers(teacher, data.train, wanted, cache=cache, progress=data.progress, max_seconds=limit)
 
 
 def start_student(

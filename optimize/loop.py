@@ -313,7 +313,7 @@ def _lay_out(net: nn.Module, memory_format: torch.memory_format) -> None:
     """Store the images and filters of ``net`` in this order; tensors of another rank have but one."""
     for tensor in (*net.parameters(), *net.buffers()):
         if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=memory_format)
+            tensor.data = tensor.data.clone(memory_format=memory_format)  # contiguous() leaves 1x1 filters as they are
 
 
 def settled_precision(mixed_precision: str) -> str:

@@ -1,4 +1,4 @@
-"""Losses of training and distillation. All take (N, C, H, W) tensors and return a scalar.
+"""Losses of training and distillation: each takes (N, C, H, W) tensors and returns a scalar.
 
 ``kl_mse`` is the formula of the colorization report that this project starts from, kept for comparison; a softmax over
 a regression output has little meaning, so the default is a weighted pixel distance next to

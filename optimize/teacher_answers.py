@@ -144,13 +144,13 @@ def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) 
     if torch.cuda.is_available():
         net.cuda()
         return "torch cuda", lambda inputs: _to_cpu(eager(inputs.cuda()))
+    sample = _batch(eager, sample)
     contestants: dict[str, Predict] = {"torch fp32": eager}
     if not one_by_one:
         with suppress(Exception):  # not installed, or an operator that it does not know: it has errors of its own
             model = _traced(net, sample)
             for precision in ("bf16", "f32"):
                 contestants[f"openvino {precision}"] = _openvino_predict(model, sample, precision)
-    sample = _batch(eager, sample)
     reference = eager(sample)[0]
     seconds = {}
     for name, predict in contestants.items():
@@ -243,8 +243,7 @@ def compute_answers(
     key = json.dumps([_SCHEMA, artifact.sha256, photos.fingerprint, vars(config)], sort_keys=True)
     folder = cache / f"answers-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     total = len(photos) * config.views
-    done, seconds = _done(folder)
-    if is_main_process() and done < _affordable(total, seconds, max_seconds):
+    if is_main_process():
         try:
             _compute(artifact, photos, config, folder, total, progress, max_seconds)
         except OSError as error:
@@ -286,6 +285,10 @@ def _compute(
     progress: Progress,
     max_seconds: float | None,
 ) -> None:
+    """Answer what is missing in ``folder``."""
+    begin, seconds = _done(folder)
+    if begin >= _affordable(total, seconds, max_seconds):
+        return
     task = get_task(artifact.task)
     crops = PhotoCrops(
         photos,
@@ -306,8 +309,7 @@ def _compute(
     arrays = _layout(predict(inputs[:1]), total, crops[0], wanted)
     inputs = _batch(predict, inputs)
     seconds = _seconds(predict, inputs)
-    begin = stop = _done(folder)[0]
-    batch, count = len(inputs), max(_affordable(total, seconds, max_seconds), begin)
+    batch, count, stop = len(inputs), max(_affordable(total, seconds, max_seconds), begin), begin
     folder.mkdir(parents=True, exist_ok=True)
     index: dict[str, Any] = {"runtime": runtime, "seed": config.seed, "arrays": arrays, "seconds": seconds}
     title = f"Teacher answers at {config.size}x{config.size} ({runtime})"

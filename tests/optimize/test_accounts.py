@@ -39,6 +39,8 @@ def test_the_start_of_the_student_is_told() -> None:
     account = {"steps": 28, "crops": 1365, "teacher_runtime": "openvino bf16"}
     steps = "28 steps on 1365 answers of the teacher in openvino bf16"
     assert told({"start": "scratch", "kept": "result", "account": account}) == ["from scratch", steps]
+    del account["crops"]
+    assert told({"account": account}) == ["28 steps on the answers of the teacher in openvino bf16"]
     kept = "from the student that ships with Pare, which was kept"
     assert told({"start": "shipped", "kept": "start"}) == [kept]
 

@@ -148,30 +148,31 @@ def test_extras_and_adversary_resume_too(tmp_path: Path) -> None:
 class Viewing(nn.Module):
     """Views weights and values as only the usual order in memory allows, and has a weight of five dimensions."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: int) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+        self.first, self.last = nn.Conv2d(3, 4, kernel, padding="same"), nn.Conv2d(4, 3, 1)
         self.gain = nn.Linear(4 * 8 * 8, 4)
         self.kernels = nn.Parameter(torch.ones(2, 4, 4, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.first.weight
         weight = weight / weight.view(len(weight), -1).std(1).view(-1, 1, 1, 1)
-        y = nn.functional.conv2d(x, weight, self.first.bias, padding=1)
+        y = nn.functional.conv2d(x, weight, self.first.bias, padding="same")
         gain = self.gain(y.view(len(y), -1))[:, :, None, None]
         return self.last(nn.functional.conv2d(y * gain, self.kernels.mean(0)))  # type: ignore[no-any-return]
 
 
-def test_a_network_that_cannot_have_its_channels_last_learns_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_network_that_cannot_have_its_channels_last_learns_too(kernel: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    fit = Fit(Viewing(), config(), checkpoint=tmp_path / "net.checkpoint.safetensors")
+    fit = Fit(Viewing(kernel), config(), checkpoint=tmp_path / "net.checkpoint.safetensors")
     assert fit.raw_net.first.weight.stride()[1] == 1
     before = fit.raw_net.first.weight.detach().clone()
     run(fit)
     assert fit.step == 6
     assert not torch.equal(fit.raw_net.first.weight, before)
     assert fit.ema.net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 8, 8)
-    again = Fit(Viewing(), config(phases=(Phase(32, 3, 4),)), checkpoint=fit.checkpoint)
+    again = Fit(Viewing(kernel), config(phases=(Phase(32, 3, 4),)), checkpoint=fit.checkpoint)
     assert again.resume()
     run(again)
     assert again.step == 9
