@@ -271,8 +271,11 @@ def _check(
     runner, reason = open_any(artifact.path, **how)
     if runner is None:
         return Check(name, "not run", limit=limit, rms_limit=rms_limit, reason=reason)
-    with runner:
-        answers = runner.infer(dict(feeds))
+    try:
+        with runner:
+            answers = runner.infer(dict(feeds))
+    except UnsupportedError as error:
+        return Check(name, "failed", runner.emulated, runner.runtime, None, None, limit, rms_limit, str(error))
     result = compare(artifact, runner, [dict(expected)], [answers], reason, own)
     status, why = "passed", reason
     if not result.passed:

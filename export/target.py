@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-from models.errors import ConfigError, InputSizeError, UnsupportedError, UsageError, explain
+from models.errors import ConfigError, InputSizeError, PareError, UnsupportedError, UsageError, explain, unforeseen
 from models.spec import Precision, SizeRequirements, TensorSpec
 
 if TYPE_CHECKING:
@@ -216,6 +216,7 @@ class CheckedRunner:
         Raises:
             UsageError: A name, a type, a rank or a range is another one, or the runner is closed.
             InputSizeError: A height, width, batch or channel count that the artifact does not take.
+            UnsupportedError: The runtime loads the artifact and fails at running it.
         """
         if not self._is_open:
             raise UsageError(explain("runner", expected="an open runner", got="a closed one", fix="open it again"))
@@ -223,7 +224,14 @@ class CheckedRunner:
         if key not in self._known:
             check_feeds(feeds, self.inputs, self.size)
             self._known.add(key)
-        return self._run(feeds)
+        try:
+            return self._run(feeds)
+        except PareError:
+            raise
+        except Exception as error:  # runtimes raise their own exceptions, which share no base class
+            fix = "export it again without what the message names"
+            got = unforeseen(error)
+            raise UnsupportedError(explain(self.runtime, expected="an answer", got=got, fix=fix)) from error
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:

@@ -437,6 +437,7 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
     import torch
     from torch import nn
 
+    from models.batches import keep_pictures_apart
     from models.controls import with_controls
 
     factory, given = load_object(spec.factory), {**spec.defaults, **kwargs}
@@ -457,6 +458,7 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
         raise UsageError(explain(f"factory {spec.factory}", expected="modules of Python", got=got, fix=fix))
     if spec.source == "yours":
         net.register_forward_pre_hook(_own_copies)
+        keep_pictures_apart(net)
     return with_controls(net.float(), spec)  # half precision is a matter of the artifacts
 
 

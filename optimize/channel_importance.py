@@ -81,7 +81,7 @@ def _taylor(net: nn.Module, groups: Sequence[ChannelGroup], losses: Sequence[Los
     net.requires_grad_(True)
     for loss in losses:
         net.zero_grad(set_to_none=True)
-        with torch.enable_grad(), in_eval_mode(net):
+        with torch.enable_grad(), in_eval_mode(net), torch.autograd.graph.allow_mutation_on_saved_tensors():
             found = loss(net)
             check_gradient(found)
             found.backward()

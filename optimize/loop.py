@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Instructions that multiply in BF16: Intel and AMD, ARM.
 _BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+#: What PyTorch says of a value that a backward needs and that is no longer what it was.
+_OVERWRITTEN = "needed for gradient computation has been modified by an inplace operation"
 #: What PyTorch says of a view that the order of a tensor's values in memory does not allow.
 _UNVIEWABLE = "view size is not compatible with input tensor's size and stride"
 #: (batch, fraction of the training) -> losses, ``loss`` among them.
@@ -188,7 +190,7 @@ class Fit:
             rival = torch.optim.AdamW(adversary.parameters(), lr=adversary_learning_rate, betas=(0.5, 0.99))
             self.adversary, self.adversary_optimizer = self.accelerator.prepare(adversary, rival)
         self.step, self.seconds = 0, 0.0
-        self._channels_last = True
+        self._channels_last, self._keeps_overwritten = True, False
 
     @property
     def raw_net(self) -> nn.Module:
@@ -294,13 +296,27 @@ class Fit:
         self.optimizer.zero_grad()
         self.ema.update(self.raw_net)
 
-    def make_contiguous(self) -> bool:
-        """Store weights, and so what is computed with them, with channels first; say whether that is news."""
-        self._channels_last, before = False, self._channels_last
+    def concede(self, error: RuntimeError) -> bool:
+        """Give up what ``error`` says that the network does not go with; say whether a step is worth another try.
+
+        Tensors are stored with channels last, which is faster on a CPU; a network that views them as only the usual
+        order allows (``x.view(len(x), -1)``) gets that. What its backward needs is not copied, unless it writes over
+        it (``x[:, :8] = self.conv(x[:, :8])``).
+        """
+        if self._channels_last and _UNVIEWABLE in str(error):
+            self._channels_last = False
+            for net in self._parts().values():
+                _lay_out(net, torch.contiguous_format)
+        elif not self._keeps_overwritten and _OVERWRITTEN in str(error):
+            self._keeps_overwritten = True
+        else:
+            return False
         self.optimizer.zero_grad()
-        for net in self._parts().values():
-            _lay_out(net, torch.contiguous_format)
-        return before
+        return True
+
+    def keeping(self) -> AbstractContextManager[Any]:
+        """Keep what a backward needs in a step from forward to descent, where the network writes over it."""
+        return torch.autograd.graph.allow_mutation_on_saved_tensors() if self._keeps_overwritten else nullcontext()
 
     def _diverged(self, what: str, value: float) -> TrainingError:
         fix = f"lower --learning-rate (now {self.config.learning_rate:g})"
@@ -448,19 +464,15 @@ def _take_shipped_path(net: nn.Module) -> None:
 
 
 def _descended(fit: Fit, step: Step, batch: Any, fraction: float) -> Mapping[str, Tensor]:
-    """Compute the losses of a batch and descend.
-
-    Tensors are stored with channels last, which is faster on a CPU. A network that views them as only the usual order
-    allows (``x.view(len(x), -1)``) gets that.
-    """
+    """Compute the losses of a batch and descend."""
     try:
-        values = step(batch, fraction)
-        fit.descend(values["loss"])
+        with fit.keeping():
+            values = step(batch, fraction)
+            fit.descend(values["loss"])
     except RuntimeError as error:
-        if _UNVIEWABLE not in str(error) or not fit.make_contiguous():
+        if not fit.concede(error):
             raise
-        values = step(batch, fraction)
-        fit.descend(values["loss"])
+        return _descended(fit, step, batch, fraction)
     return values
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.files import remove
 from models.artifact import Artifact, write_json
-from models.errors import UnsupportedError, explain
+from models.errors import UnsupportedError, explain, running_users_code
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import MODELS, get_spec, get_task
 from models.spec import Precision
@@ -255,7 +255,8 @@ def _teacher_scores(run: Run, judge: StageJudge) -> dict[str, Any]:
     known = read_json(path)
     if known.get("key") == key:
         return dict(known["scores"])
-    scores = judge.measure(run.teacher)
+    with running_users_code(run.teacher.model, expected="an answer to the photos of the evaluation"):
+        scores = judge.measure(run.teacher)
     write_json(path, {"key": key, "scores": scores})
     return scores
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bundle import verify_bundle, write_bundle
+from export.bundle import failures, verify_bundle, write_bundle
 from export.collect import check_reference
-from models.artifact import Artifact
+from models.artifact import Artifact, sha256_of, sidecar_of, write_json
 from models.errors import CheckpointError, UnsupportedError, UsageError
 from models.spec import Precision
 
@@ -149,6 +149,29 @@ def test_verify_finds_wrong_answers(bundle: Path, tmp_path: Path) -> None:
     checks = verify_bundle(broken, threads=1)
     assert {check.status for check in checks} == {"failed"}
     assert "expected an error of at most" in str(checks[0].reason)
+
+
+def test_what_its_runtime_fails_at_is_a_failed_check(
+    shipped: list[Artifact], tiny_student: Artifact, tmp_path: Path
+) -> None:
+    """A graph that loads and does not run ends no bundle: the other artifacts are in it."""
+    import onnx
+
+    graph = onnx.load(shipped[0].path)
+    last = graph.graph.node[-1]
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([10**6]), "beyond"))
+    graph.graph.node.append(onnx.helper.make_node("Gather", ["inner", "beyond"], [last.output[0]], axis=1))
+    last.output[0] = "inner"
+    path = tmp_path / "broken.onnx"
+    onnx.save(graph, path)
+    broken = replace(shipped[0], path=path, sha256=sha256_of(path))
+    write_json(sidecar_of(path), broken.to_json())
+    output = write_bundle([broken, shipped[1]], tmp_path / "bundle", reference=tiny_student)
+    for checks in (failures(output), [one.artifact for one in verify_bundle(output) if one.status == "failed"]):
+        assert checks == ["broken.onnx"]
+    [row, _] = json.loads((output / "bundle.json").read_text())["artifacts"]
+    assert re.search(r"onnxruntime .*: expected an answer, got .*Gather.*; fix: export", row["checked_here"]["reason"])
+    assert row["checked_here"]["max_abs"] is None
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,17 @@ def test_closed_runner_refuses() -> None:
         open_runner.infer({"input": zeros(1, 1, 32, 32)})
 
 
+def test_what_a_runtime_raises_is_one_line() -> None:
+    class Failing(Doubling):
+        def _run(self, feeds: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+            raise RuntimeError("node 7:\nout of memory")
+
+    failing = Failing(inputs=(OPEN,), outputs=(OPEN,), size=SIZE, device="cpu", runtime="engine 1.0")
+    message = "engine 1.0: expected an answer, got RuntimeError: node 7: out of memory; fix: export it again"
+    with pytest.raises(UnsupportedError, match=message):
+        failing.infer({"input": zeros(1, 1, 32, 32)})
+
+
 def test_target_refuses_what_it_has_not() -> None:
     with pytest.raises(UnsupportedError, match="precision of target here: expected fp32, got int8; fix"):
         TARGET.check_precision(Precision.INT8)

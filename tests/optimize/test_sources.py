@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
-from models.artifact import Artifact, save_network
+from models.artifact import Artifact, load_network, save_network
 from models.errors import InputSizeError, PareError, UnsupportedError, UsageError
 from models.registry import create_model
 from optimize.sources import check_size
@@ -69,6 +70,17 @@ class Noise(nn.Module):
 class Writing(Base):
     def forward(self, x):
         x -= x.mean()
+        return self.conv(x)
+
+
+class OneAlone(Base):
+    def forward(self, x):
+        return self.conv(x.squeeze(0)).unsqueeze(0)
+
+
+class Relative(Base):
+    def forward(self, x):
+        x /= x.max()
         return self.conv(x)
 
 
@@ -152,6 +164,21 @@ def test_a_network_that_writes_into_its_input_gets_a_copy(own: str, tmp_path: Pa
     given = image.clone()
     assert torch.equal(net(given), net.conv(image - image.mean()))
     assert torch.equal(given, image)
+
+
+@pytest.mark.parametrize("name", ["OneAlone", "Relative", "Writing"])
+def test_pictures_of_a_batch_are_answered_as_they_are_alone(own: str, tmp_path: Path, name: str) -> None:
+    net = create_model(f"{own}:{name}", task="image")
+    images = torch.rand(3, 3, 32, 32) * torch.tensor([1.0, 0.5, 0.2]).view(3, 1, 1, 1)
+    given = images.clone()
+    alone = torch.cat([net(image[None]) for image in images])
+    for one in (net, copy.deepcopy(net)):
+        torch.testing.assert_close(one(images), alone)
+        one(images).mean().backward()
+    assert torch.equal(images, given)
+    assert all(bool(parameter.grad.any()) for parameter in net.parameters())
+    saved = save_network(net, tmp_path / "n.safetensors", model=f"{own}:{name}", task="image")
+    torch.testing.assert_close(load_network(saved)(images), alone)
 
 
 def test_scripted_modules_are_refused(own: str) -> None:

@@ -1,0 +1,70 @@
+"""Networks of users' own in batches: a picture's answer may depend on nothing but that picture.
+
+Training and scoring ask for several pictures at once, an engine for one. A network that was only ever called with one
+may know no other way (``x.squeeze(0)``), or mix what it is given (``x / x.max()``); it is asked for each on its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.modes import in_eval_mode
+
+#: Largest mean difference between answers in a batch and alone, as a share of their standard deviation.
+_ROUNDING = 1e-2
+
+
+def keep_pictures_apart(net: nn.Module) -> nn.Module:
+    """Return ``net``, which from now on answers a batch (N, ...) as it answers its N pictures one by one.
+
+    The first batch tells whether it does so by itself, which is faster: two pictures are asked for together and alone.
+    """
+    kind = type(net)
+
+    @functools.wraps(kind.forward)
+    def forward(self: nn.Module, *given: Any, **named: Any) -> Any:
+        def answer(*inputs: Any) -> Any:
+            return kind.forward(self, *inputs, **named)
+
+        batch = _batch_of(given)
+        if batch < 2:
+            return answer(*given)
+        if self._takes_batches is None:
+            with torch.no_grad(), in_eval_mode(self):
+                self._takes_batches = _answers_alike(answer, given)
+        return answer(*given) if self._takes_batches else _one_by_one(answer, given, batch)
+
+    names = {"forward": forward, "_takes_batches": None, "__module__": kind.__module__}
+    net.__class__ = type(kind.__name__, (kind,), {**names, "__qualname__": kind.__qualname__})
+    return net
+
+
+def _batch_of(given: tuple[Any, ...]) -> int:
+    """Return how many pictures these are; 1 of what a tracer passes in place of tensors."""
+    return int(given[0].shape[0]) if given and isinstance(given[0], Tensor) and given[0].ndim > 1 else 1
+
+
+def _one_by_one(answer: Any, given: tuple[Any, ...], batch: int) -> Tensor:
+    def part(value: Any, index: int) -> Any:
+        has_rows = isinstance(value, Tensor) and value.ndim and value.shape[0] == batch
+        return value[index : index + 1].clone() if has_rows else value  # it may write into its input
+
+    return torch.cat([answer(*(part(value, index) for value in given)) for index in range(batch)])
+
+
+def _answers_alike(answer: Any, given: tuple[Any, ...]) -> bool:
+    """Say whether two pictures, of which the second is half as bright, get the same answers together as alone."""
+    pair = tuple(value[:2].clone() if isinstance(value, Tensor) and value.ndim else value for value in given)
+    pair[0][1] *= 0.5
+    alone = _one_by_one(answer, pair, 2)
+    try:
+        together = answer(*(value.clone() if isinstance(value, Tensor) else value for value in pair))
+        if together.shape != alone.shape:
+            return False
+    except Exception:  # code of the user's may raise anything
+        return False
+    return bool((together - alone).abs().mean() <= _ROUNDING * alone.std().clamp_min(1e-6))
