@@ -40,7 +40,7 @@ from export.resizes import ConstantResizes
 from export.screens import ASKED, RANGE, ROUNDING, Screens, screen_artifact
 from export.writes import Writes
 from models.artifact import Artifact, load_network
-from models.errors import ExportError, PareError, UsageError, explain
+from models.errors import ExportError, PareError, UnsupportedError, UsageError, explain
 from models.progress import NULL_PROGRESS, Progress
 from models.registry import get_spec, get_task
 from models.spec import Precision, TensorSpec
