@@ -236,12 +236,14 @@ def _correct(layers: Mapping[str, Any], corrections: Mapping[str, Any]) -> None:
         output = operation.output(0)
         readers = list(output.get_target_inputs())
         product = operation.get_type_name() == "MatMul"
-        shape = (-1,) if product else (1, -1) + (1,) * (len(operation.get_output_partial_shape(0)) - 2)
+        sides = operation.get_output_partial_shape(0)
+        shape = (-1,) if product else (1, -1) + (1,) * (len(sides) - 2)
+        if not product:  # one for all places of a channel: ``export.transposed``
+            shift = shift.repeat(sides[1].get_length() // shift.size)
         constant = _added_constant(readers)
         if constant is not None:
             data = constant.get_source_output().get_node().data
-            more = shift.repeat(data.size // shift.size)  # one for all places of a channel: ``export.transposed``
-            new = opset.constant((data.reshape(-1) + more).astype("float32").reshape(data.shape))
+            new = opset.constant((data.reshape(-1) + shift).astype("float32").reshape(data.shape))
             constant.replace_source_output(new.output(0))
         else:
             bias = opset.add(output, opset.constant(shift.reshape(shape)))

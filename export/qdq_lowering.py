@@ -124,9 +124,11 @@ def _corrected(
         if place is None:
             continue
         owner, index = place
-        old = tools.to_array(constants[owner.input[index]]) if index < len(owner.input) else shift * 0
+        old = tools.to_array(constants[owner.input[index]]) if index < len(owner.input) else 0.0
         name = f"{layer}.corrected_bias"
-        shift = shift.repeat(old.size // shift.size)  # one for all places of a channel: ``export.transposed``
+        weight = constants.get(node.input[1])
+        channels = weight.dims[0] if weight is not None and node.op_type == "Conv" else shift.size
+        shift = shift.repeat(channels // shift.size)  # one for all places of a channel: ``export.transposed``
         graph.initializer.append(tools.from_array((old + shift).astype("float32"), name))
         rest = list(owner.input[index + 1 :])
         del owner.input[index:]

@@ -73,15 +73,15 @@ def test_a_layer_of_two_names_is_rewritten_under_both() -> None:
 
 FACTORY = """
 from torch import nn
-def make(): return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2, 2))
+def make(): return nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2, 2, bias={bias}))
 """
 SIZE = (32, 32)
 
 
-@pytest.fixture
-def network(tmp_path: Path) -> Artifact:
+@pytest.fixture(params=[True, False], ids=["bias", "no bias"])
+def network(request: pytest.FixtureRequest, tmp_path: Path) -> Artifact:
     """Half the size and back."""
-    (tmp_path / "net.py").write_text(FACTORY)
+    (tmp_path / "net.py").write_text(FACTORY.format(bias=request.param))
     name = f"{tmp_path / 'net.py'}:make"
     return save_network(create_model(name, task="image"), tmp_path / "net.safetensors", model=name, task="image")
 
@@ -95,10 +95,10 @@ def test_the_graph_has_no_transposed_convolution(network: Artifact) -> None:
     assert [node.name for node in model.graph.node if node.op_type == "Conv"] == ["0", "2"]
 
 
-@pytest.mark.parametrize("target", ["onnx", "openvino"])
+@pytest.mark.parametrize("target", ["onnx", "openvino", "coreml"])
 def test_int8_takes_one_correction_a_channel(target: str, network: Artifact, tmp_path: Path) -> None:
     """Records are of the layers as they were: a channel's correction goes to all places of its square."""
-    pytest.importorskip({"onnx": "onnxruntime"}.get(target, target))
+    pytest.importorskip({"onnx": "onnxruntime", "coreml": "coremltools"}.get(target, target))
     row, x = get_target(target).load(), torch.rand(4, 3, *SIZE)
     suffix = get_target(target).suffix
     shift = torch.tensor([0.06, -0.04, 0.02])
