@@ -121,7 +121,7 @@ def _corrected(
     for layer, shift in quantization.bias_corrections().items():
         node = by_name.get(nodes.get(layer, ""))
         place = None if node is None else _bias_of(graph, node, constants)
-        if place is None:
+        if node is None or place is None:
             continue
         owner, index = place
         old = tools.to_array(constants[owner.input[index]]) if index < len(owner.input) else 0.0

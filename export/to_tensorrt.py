@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from export import cuda
 from export.contract import Contract, contract_of, embedded
 from export.files import check_output, write_bytes
+from export.long_sorts import split_long_sorts
 from export.registry import get_target
 from export.screens import kept_names, probes, screen_artifact
 from export.to_onnx import float_onnx, lower, record_of
@@ -74,6 +75,7 @@ def export(
     profile = _profile(contract, given.get("max_size")) if dynamic else None
     with progress.track(f"TensorRT {precision}", total=3) as bar:
         model = float_onnx(artifact, input_size=input_size, dynamic=dynamic)
+        split_long_sorts(model)
         screens = screen_artifact(artifact, input_size)
         notes: dict[str, Any] = {"screens": screens.to_json()}
         if precision is Precision.FP16:
