@@ -19,7 +19,7 @@ def slice_strided(net: nn.Module) -> None:
         if not isinstance(layer, nn.Conv2d) or layer.in_channels // layer.groups >= _LANES:
             continue
         if tuple(layer.kernel_size) == (1, 1) and max(layer.stride) > 1 and layer.padding in ((0, 0), "valid"):
-            layer.register_forward_pre_hook(_Slice(*layer.stride))
+            layer.register_forward_pre_hook(_Slice(*layer.stride), with_kwargs=True)
             layer.stride = (1, 1)
 
 
@@ -29,5 +29,8 @@ class _Slice:
     def __init__(self, down: int, across: int) -> None:
         self._down, self._across = down, across
 
-    def __call__(self, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        return (inputs[0][..., :: self._down, :: self._across],)
+    def __call__(
+        self, _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+    ) -> tuple[tuple[Tensor], dict[str, Tensor]]:
+        given = inputs[0] if inputs else named["input"]
+        return (given[..., :: self._down, :: self._across],), {}

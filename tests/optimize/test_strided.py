@@ -36,6 +36,7 @@ def test_values_and_gradients_are_those_of_the_layer(layer: nn.Conv2d) -> None:
     torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(net[0].weight.grad.double(), reference.weight.grad, rtol=1e-4, atol=1e-3)
     assert net[0].stride == (1, 1)
+    torch.testing.assert_close(net[0](input=picture).double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_other_layers_stay_as_they_are() -> None:
