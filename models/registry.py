@@ -437,7 +437,7 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
     import torch
     from torch import nn
 
-    from models.batches import keep_pictures_apart
+    from models.adopted import adopt
     from models.controls import with_controls
 
     factory, given = load_object(spec.factory), {**spec.defaults, **kwargs}
@@ -457,14 +457,8 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
         got, fix = f"a ScriptModule at layer {scripted[0] or 'the network itself'}", "return what it was scripted from"
         raise UsageError(explain(f"factory {spec.factory}", expected="modules of Python", got=got, fix=fix))
     if spec.source == "yours":
-        net.register_forward_pre_hook(_own_copies)
-        keep_pictures_apart(net)
+        adopt(net)
     return with_controls(net.float(), spec)  # half precision is a matter of the artifacts
-
-
-def _own_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Let a network write into its input (``x.sub_(mean)``): what the caller passed stays as it is."""
-    return tuple(given.clone() for given in inputs)
 
 
 def create_model(

@@ -84,6 +84,27 @@ class Relative(Base):
         return self.conv(x)
 
 
+class Caught:
+    def __init__(self, module):
+        module.register_forward_hook(self)
+
+    def __call__(self, module, inputs, output):
+        self.value = output
+
+
+class Hooked(Base):
+    # reads what a hook of fastai's kind caught, also in a pass of its own when it is made (DDColor)
+    def __init__(self):
+        super().__init__()
+        self.caught = [Caught(self.conv)]
+        self.last = nn.Conv2d(3, 3, 1)
+        self(torch.rand(1, 3, 8, 8))
+
+    def forward(self, x):
+        self.conv(x)
+        return self.last(self.caught[0].value)
+
+
 class Uncopied(Base):
     def __init__(self):
         super().__init__()
@@ -179,6 +200,17 @@ def test_pictures_of_a_batch_are_answered_as_they_are_alone(own: str, tmp_path: 
     assert all(bool(parameter.grad.any()) for parameter in net.parameters())
     saved = save_network(net, tmp_path / "n.safetensors", model=f"{own}:{name}", task="image")
     torch.testing.assert_close(load_network(saved)(images), alone)
+
+
+def test_a_network_that_keeps_values_of_a_pass_can_be_copied(own: str, tmp_path: Path) -> None:
+    net = create_model(f"{own}:Hooked", task="image")
+    check_size(save_network(net, tmp_path / "n.safetensors", model=f"{own}:Hooked", task="image"), (32, 32))
+    image = torch.rand(2, 3, 32, 32)
+    answer = net(image)
+    made = copy.deepcopy(net)
+    torch.nn.init.zeros_(made.conv.weight)
+    assert not torch.equal(made(image), answer), "its hook is its own"
+    torch.testing.assert_close(net(image), answer)
 
 
 def test_scripted_modules_are_refused(own: str) -> None:

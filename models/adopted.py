@@ -1,4 +1,4 @@
-"""Networks of users' own in batches: a picture's answer may depend on nothing but that picture.
+"""Networks of users' own, adopted: made to be called, in batches too, and copied as Pare's own are.
 
 Training and scoring ask for several pictures at once, an engine for one. A network that was only ever called with one
 may know no other way (``x.squeeze(0)``), or mix what it is given (``x / x.max()``); it is asked for each on its own.
@@ -6,7 +6,10 @@ may know no other way (``x.squeeze(0)``), or mix what it is given (``x / x.max()
 
 from __future__ import annotations
 
+import copy
 import functools
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,10 +21,12 @@ from models.modes import in_eval_mode
 _ROUNDING = 1e-2
 
 
-def keep_pictures_apart(net: nn.Module) -> nn.Module:
-    """Return ``net``, which from now on answers a batch (N, ...) as it answers its N pictures one by one.
+def adopt(net: nn.Module) -> nn.Module:
+    """Return ``net``, whose class is from now on one of its own.
 
-    The first batch tells whether it does so by itself, which is faster: two pictures are asked for together and alone.
+    It answers a batch (N, ...) as it answers its N pictures one by one; the first batch tells whether it does so by
+    itself, which is faster. It may write into its input (``x.sub_(mean)``): what the caller passed stays as it is. It
+    can be copied after a forward pass too, where it keeps values of it (features that hooks caught).
     """
     kind = type(net)
 
@@ -38,9 +43,25 @@ def keep_pictures_apart(net: nn.Module) -> nn.Module:
                 self._takes_batches = _answers_alike(answer, given)
         return answer(*given) if self._takes_batches else _one_by_one(answer, given, batch)
 
-    names = {"forward": forward, "_takes_batches": None, "__module__": kind.__module__}
-    net.__class__ = type(kind.__name__, (kind,), {**names, "__qualname__": kind.__qualname__})
+    def __deepcopy__(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+        own = getattr(kind, "__deepcopy__", None)
+        if own is not None:
+            made: nn.Module = own(self, memo)
+            return made
+        memo.update((id(value), value.detach()) for value in _values_of_a_pass(vars(self), set()))
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(vars(self), memo))
+        return made
+
+    names = {"forward": forward, "__deepcopy__": __deepcopy__, "_takes_batches": None}
+    net.__class__ = type(kind.__name__, (kind,), {**names, "__module__": kind.__module__, "__doc__": kind.__doc__})
+    net.register_forward_pre_hook(_own_copies)
     return net
+
+
+def _own_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(given.clone() for given in inputs)
 
 
 def _batch_of(given: tuple[Any, ...]) -> int:
@@ -68,3 +89,19 @@ def _answers_alike(answer: Any, given: tuple[Any, ...]) -> bool:
     except Exception:  # code of the user's may raise anything
         return False
     return bool((together - alone).abs().mean() <= _ROUNDING * alone.std().clamp_min(1e-6))
+
+
+def _values_of_a_pass(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Find the tensors with a history, which PyTorch does not copy, below ``value``."""
+    if id(value) in seen or isinstance(value, (type, ModuleType, str, int, float)):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            yield value
+        return
+    parts: list[Any] = list(value.values()) if isinstance(value, dict) else [getattr(value, "__self__", None)]
+    if isinstance(value, (list, tuple, set)):
+        parts = list(value)
+    for part in (*parts, getattr(value, "__dict__", None)):
+        yield from _values_of_a_pass(part, seen)
