@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.return_types import aminmax, kthvalue, median
 
+from export.einsums import einsum
+
 _UNROLLED = 64  #: Steps of a running product that are written one after the other.
 _BY_PRODUCT = 25  #: Points from which torch takes distances through one product.
 
@@ -146,6 +148,17 @@ def _of_all(spread: Callable[..., Tensor]) -> Callable[..., Any]:
         if args and isinstance(args[0], bool):
             named["unbiased"] = args[0]
         return NotImplemented if kwargs.get("keepdim") else spread(x.flatten(), 0, **named)
+
+    return run
+
+
+def _along_all(reduce: Callable[..., Any]) -> Callable[..., Any]:
+    """Name the axes where all are meant: behind a transpose coremltools looks for them."""
+
+    def run(x: Any, *args: Any, dim: Any = None, **kwargs: Any) -> Any:
+        if args or dim is not None or not isinstance(x, Tensor) or not x.ndim or not kwargs.keys() <= {"keepdim", "dtype"}:
+            return NotImplemented
+        return reduce(x, tuple(range(x.ndim)), **kwargs)
 
     return run
 
@@ -320,6 +333,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "cumprod": _running_product,
     "deg2rad": lambda x: x * (math.pi / 180),
     "diff": _differences,
+    "einsum": einsum,
     "dist": lambda x, other, p=2: torch.linalg.vector_norm(x - other, p),
     "erfc": _erfc,
     "feature_alpha_dropout": _without_drops,
@@ -342,7 +356,10 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "logaddexp": _log_add_exp,
     "logit": _logit,
     "logsigmoid": _log_sigmoid,
+    "max": _along_all(torch.amax),
+    "mean": _along_all(torch.mean),
     "median": _median,
+    "min": _along_all(torch.amin),
     "pairwise_distance": _pair_distances,
     "positive": lambda x: x,
     "__pos__": lambda x: x,
@@ -361,6 +378,7 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "std": _of_all(torch.std),
     "std_mean": _both(torch.std),
     "sub": _subtract,
+    "sum": _along_all(torch.sum),
     "subtract": _subtract,
     "to": _to_type,
     "trunc": _towards_zero,
