@@ -31,14 +31,16 @@ def einsum(equation: Any, *given: Any) -> Any:
 
 
 def _spelled_out(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """Return the indices of each tensor and of the result, with letters in the place of dots and of what is left out."""
+    """Return the indices of each tensor and of the result, with letters for dots and for what is left out."""
     equation = equation.replace(" ", "")
     if not equation.islower():  # TensorRT reads no capitals
-        letters = dict.fromkeys(letter for letter in equation if letter.isalpha())
-        equation = equation.translate(str.maketrans(dict(zip(letters, string.ascii_lowercase, strict=False))))
+        letters = "".join(dict.fromkeys(filter(str.isalpha, equation)))
+        equation = equation.translate(str.maketrans(letters, string.ascii_lowercase[: len(letters)]))
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
-    widths = [rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)]
+    widths = [
+        rank - len(term.replace("...", "")) if "..." in term else 0 for term, rank in zip(terms, ranks, strict=True)
+    ]
     free = [letter for letter in string.ascii_lowercase if letter not in equation]
     dots = "".join(free[: max(widths)])
     terms = [term.replace("...", dots[len(dots) - width :]) for term, width in zip(terms, widths, strict=True)]

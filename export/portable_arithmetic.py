@@ -156,11 +156,21 @@ def _along_all(reduce: Callable[..., Any]) -> Callable[..., Any]:
     """Name the axes where all are meant: behind a transpose coremltools looks for them."""
 
     def run(x: Any, *args: Any, dim: Any = None, **kwargs: Any) -> Any:
-        if args or dim is not None or not isinstance(x, Tensor) or not x.ndim or not kwargs.keys() <= {"keepdim", "dtype"}:
+        if (
+            args
+            or dim is not None
+            or not isinstance(x, Tensor)
+            or not x.ndim
+            or not kwargs.keys() <= {"keepdim", "dtype"}
+        ):
             return NotImplemented
         return reduce(x, tuple(range(x.ndim)), **kwargs)
 
     return run
+
+
+def _is_finite(x: Tensor) -> Any:
+    return x.abs() <= torch.finfo(x.dtype).max if x.is_floating_point() else NotImplemented
 
 
 def _window(whole: float) -> Callable[..., Any]:
@@ -349,6 +359,8 @@ ARITHMETIC: Mapping[str, Callable[..., Any]] = {
     "histc": _histogram,
     "hypot": lambda x, other: torch.sqrt(x * x + other * other),
     "isclose": lambda x, other, rtol=1e-5, atol=1e-8, equal_nan=False: (x - other).abs() <= atol + rtol * other.abs(),
+    "isfinite": _is_finite,
+    "isinf": lambda x: x.abs() > torch.finfo(x.dtype).max if x.is_floating_point() else NotImplemented,
     "kthvalue": _kth_value,
     "ldexp": lambda x, other: x * torch.exp2(other.to(x.dtype)),
     "lerp": lambda start, end, weight: start + (end - start) * weight,

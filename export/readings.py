@@ -11,7 +11,8 @@ Weights that a network computes from others and stores with ``.data =`` (SPAN) a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,41 @@ _STORE = _DATA.__set__
 def _listed(x: Tensor, read: Callable[[Tensor], Any]) -> Any:
     """Do what ``tolist`` does, one reading after the other, as it is done while ``torch.export`` runs."""
     return [_listed(part, read) for part in x.unbind()] if x.ndim else read(x)
+
+
+@contextmanager
+def _set(owner: Any, **values: Any) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def as_if_traced() -> Iterator[None]:
+    """Inside the block code that asks whether ``torch.jit`` traces (``torch.jit.is_tracing()``) hears that it does.
+
+    Libraries leave out there what a trace cannot hold (kornia looks at the values of a picture, timm at its size): the
+    run that looks for readings must go the way that the trace goes.
+    """
+    with _set(torch._C, _is_tracing=lambda: True):
+        yield
+
+
+@contextmanager
+def as_if_exported() -> Iterator[None]:
+    """Inside the block ``torch.compiler.is_exporting()`` and its kind answer as they do in ``torch.onnx.export``."""
+    from torch.onnx._internal.exporter import _flags
+
+    with (
+        _set(torch.compiler, _is_compiling_flag=True, _is_exporting_flag=True),
+        _set(_flags, _is_onnx_exporting=True),
+    ):
+        yield
 
 
 @dataclass(frozen=True)
@@ -88,7 +124,10 @@ class _Reader(TorchFunctionMode):
 
 
 def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> tuple[list[Reading], list[Reading]]:
-    """Run ``net`` on ``samples`` once and return what its Python code reads, in order, and the weights it stores."""
+    """Run ``net`` on ``samples`` once and return what its Python code reads, in order, and the weights it stores.
+
+    Call it inside of ``as_if_traced`` or ``as_if_exported``, whichever is done with the network then.
+    """
     fresh = [sample.clone() for sample in samples]
     origins = Origins(fresh)
     reader = _Reader(net, origins)
@@ -102,6 +141,8 @@ def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> tuple[list[Reading
 
 class Readings(TorchFunctionMode):
     """Inside the block ``net`` is traced with the right numbers, or tensors in their place.
+
+    Make it as ``readings_of`` is called.
 
     Args:
         net: The network that is exported.

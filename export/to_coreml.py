@@ -33,7 +33,7 @@ from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.origins import CannotFold, Constants
 from export.portable import Portable, attention_in_parts
-from export.readings import Readings
+from export.readings import Readings, as_if_traced
 from export.refusal import plain_functions, renamed, say_refusal
 from export.registry import get_target
 from export.resizes import ConstantResizes
@@ -263,7 +263,7 @@ def trace(net: nn.Module, samples: tuple[Tensor, ...], *, fixed: bool = True) ->
     """
     import torch
 
-    with attention_in_parts():
+    with attention_in_parts(), as_if_traced():
         readings = Readings(renamed(net), samples)
     readings.refuse()
     with torch.no_grad(), attention_in_parts(), plain_functions(), warnings.catch_warnings():

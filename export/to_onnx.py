@@ -9,9 +9,11 @@ means the same in every dialect.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from export.contract import Contract, contract_of, embedded
@@ -171,7 +173,7 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
 
     from export.fuse import fold_batch_norm
     from export.portable import Portable, attention_in_parts
-    from export.readings import Readings
+    from export.readings import Readings, as_if_exported
     from export.refusal import renamed, say_refusal
     from export.resizes import ConstantResizes
     from export.transposed import shuffle_transposed
@@ -181,7 +183,9 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     samples, shapes = _samples(spec, size, dynamic)
     try:
         resizes = contextlib.nullcontext() if dynamic else ConstantResizes()
-        with torch.no_grad(), attention_in_parts(), quiet(), Readings(net, samples), Portable(), resizes:
+        with attention_in_parts(), as_if_exported():
+            readings = Readings(net, samples)
+        with torch.no_grad(), attention_in_parts(), quiet(), readings, Portable(), resizes, _zero_is_zero():
             program = torch.onnx.export(
                 net,
                 samples,
@@ -212,6 +216,21 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
         fix = f"use {OPSET}"
         raise UsageError(explain("opset", expected="17 or later, and known to the exporter", got=opset, fix=fix))
     return model
+
+
+@contextlib.contextmanager
+def _zero_is_zero() -> Iterator[None]:
+    """Keep what is added below a line: onnxscript takes numbers within 1e-8 of 0 for 0, and leaves them out."""
+    matcher: Any = require("onnxscript.rewriter._matcher", "onnx")
+
+    def is_close(value: float, expected: float, *, rel_tol: float, abs_tol: float) -> bool:
+        return math.isclose(value, expected, rel_tol=rel_tol)
+
+    matcher.math = SimpleNamespace(isclose=is_close)
+    try:
+        yield
+    finally:
+        matcher.math = math
 
 
 def _opset_of(model: ModelProto) -> int:

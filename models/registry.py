@@ -13,7 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from models.errors import CheckpointError, ConfigError, UnknownNameError, UsageError, explain, running_users_code
+from models.errors import (
+    CheckpointError,
+    ConfigError,
+    UnknownNameError,
+    UsageError,
+    explain,
+    first_line,
+    running_users_code,
+)
 from models.spec import Control, ModelSpec, SizeRequirements, TensorSpec
 
 if TYPE_CHECKING:
@@ -457,6 +465,12 @@ def build_model(spec: ModelSpec, **kwargs: Any) -> nn.Module:
         got, fix = f"a ScriptModule at layer {scripted[0] or 'the network itself'}", "return what it was scripted from"
         raise UsageError(explain(f"factory {spec.factory}", expected="modules of Python", got=got, fix=fix))
     if spec.source == "yours":
+        try:
+            net.eval()
+        except NotImplementedError as error:  # what torch.export gives
+            expected, fix = "a module with modes", "return what it was exported from"
+            got = first_line(error)
+            raise UsageError(explain(f"factory {spec.factory}", expected=expected, got=got, fix=fix)) from error
         adopt(net)
     return with_controls(net.float(), spec)  # half precision is a matter of the artifacts
 

@@ -100,6 +100,7 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "inner": lambda x: torch.inner(x, x[0, 0]) + torch.inner(x, x[0, 0, 0])[..., None],
     "isclose": lambda x: x * torch.isclose(x, x.round(), atol=0.2),
     "kron": lambda x: torch.kron(x[:, :, ::2, ::2], torch.tensor([[1.0, 2.0], [3.0, 4.0]])),
+    "isfinite": lambda x: torch.where(x.isfinite(), x, 0.0) + torch.where(torch.isinf(x), 0.0, x),
     "kthvalue": lambda x: x - x.kthvalue(2, dim=1, keepdim=True)[0],
     "ldexp": lambda x: torch.ldexp(x, torch.tensor(2)),
     "linalg_det": lambda x: x * torch.linalg.det(x[:, :1, :3, :3])[..., None, None],

@@ -49,6 +49,15 @@ class Numbers(Reads):
         return (x**2 + 0.1) ** (0.5 + x.mean().item() ** 2) + torch.stack([x[:, i] * gains[i] for i in range(3)], 1)
 
 
+class Asking(Reads):
+    """Looks at values where nothing is captured, as kornia does, and goes another way where it is."""
+
+    def read(self, x: Tensor) -> Tensor:
+        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+            x = x if float(x.max()) < 100 else x.clamp_max(100)
+        return x**2 * (self.level.item() + float(self.order[1]))
+
+
 class Expert(Reads):
     def read(self, x: Tensor) -> Tensor:
         chosen = int(x.mean() * 100) % 3
@@ -96,7 +105,7 @@ PHOTOS = [random_photo((32, 32), seed=seed) * gain for seed, gain in ((0, 1.0), 
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
-@pytest.mark.parametrize("net", [Constants, Numbers, Stored])
+@pytest.mark.parametrize("net", [Constants, Numbers, Stored, Asking])
 def test_constants_and_numbers_that_only_enter_arithmetic_convert(
     net: type[nn.Module], target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

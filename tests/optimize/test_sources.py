@@ -123,6 +123,10 @@ class Noisy(Base):
         return self.noise(self.conv(x))
 
 
+def exported():
+    return torch.export.export(nn.Conv2d(3, 3, 1), (torch.rand(1, 3, 32, 32),)).module()
+
+
 def scripted():
     return nn.Sequential(nn.Conv2d(3, 3, 1), torch.jit.script(nn.Conv2d(3, 3, 1)))
 """
@@ -213,11 +217,13 @@ def test_a_network_that_keeps_values_of_a_pass_can_be_copied(own: str, tmp_path:
     torch.testing.assert_close(net(image), answer)
 
 
-def test_scripted_modules_are_refused(own: str) -> None:
+def test_scripted_and_exported_modules_are_refused(own: str) -> None:
     with pytest.raises(
         UsageError, match=r"expected modules of Python, got a ScriptModule at layer 1; fix: return what"
     ):
         create_model(f"{own}:scripted", task="image")
+    with pytest.raises(UsageError, match=r"expected a module with modes, got Calling eval\(\).*; fix: return what"):
+        create_model(f"{own}:exported", task="image")
 
 
 def test_a_network_of_the_registry_passes(tiny_teacher: Artifact) -> None:
