@@ -110,8 +110,9 @@ def parity(
     Args:
         reference: ``torch`` artifact; computed eagerly in FP32.
         artifact: What was exported from it.
-        photos: (1, 3, H, W) in [0, 1] each; None takes two smooth random ones of the artifact's size, of INT8, whose
-            ranges are those of photos, an embedded photo.
+        photos: (1, 3, H, W) in [0, 1] each; None takes two smooth random ones of the artifact's size, one of them black
+            in a corner and white in another, where divisions and roots show themselves; of INT8, whose ranges are
+            those of photos, an embedded photo.
         device: Where ``artifact`` runs; None takes its target's first device, or its emulation where that is absent.
         threads: Threads of both runtimes.
 
@@ -169,7 +170,10 @@ def own_rounding(
 def _photos(size: tuple[int, int], precision: Precision) -> list[Tensor]:
     if precision is Precision.INT8:
         return [sample_photo(size)]
-    return [random_photo(size, seed=seed) for seed in (0, 1)]
+    plain, clipped = (random_photo(size, seed=seed) for seed in (0, 1))
+    height, width = size[0] // 4, size[1] // 4
+    clipped[..., :height, :width], clipped[..., -height:, -width:] = 0.0, 1.0
+    return [plain, clipped]
 
 
 def limits(artifact: Artifact, low: float, high: float, own: Tolerance | None = None) -> Tolerance:
