@@ -34,6 +34,27 @@ class Fitted(nn.Module):
         return (fit.transpose(1, 2) @ terms).reshape(x.shape)
 
 
+class Overwriting(nn.Module):
+    """Computes a part of its channels over the values that its backward needs, as PLKSR does when it ships.
+
+    Args:
+        in_place: Over them; else beside them, the same numbers.
+    """
+
+    def __init__(self, *, in_place: bool = True) -> None:
+        super().__init__()
+        self.first, self.part, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 3, 1)
+        self.in_place = in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.in_place:
+            y[:, :4] = self.part(y[:, :4])
+        else:
+            y = torch.cat([self.part(y[:, :4]), y[:, 4:]], 1)
+        return self.last(y)  # type: ignore[no-any-return]
+
+
 def save_own(
     build: Callable[[], nn.Module], folder: Path, monkeypatch: pytest.MonkeyPatch, *, task: str = "image"
 ) -> Artifact:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import os
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from own_networks import Overwriting
 from torch import Tensor, nn
 
 from models.errors import CheckpointError, ConfigError, RunFolderError, TrainingError, UnsupportedError
@@ -179,28 +179,9 @@ def test_a_network_that_cannot_have_its_channels_last_learns_too(kernel: int, tm
     assert again.step == 9
 
 
-class Overwriting(nn.Module):
-    """Computes a part of its channels in place when it ships, and beside them in training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.part, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 3, 1)
-        self.in_place = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        if self.in_place:
-            y[:, :4] = self.part(y[:, :4])
-        else:
-            y = torch.cat([self.part(y[:, :4]), y[:, 4:]], 1)
-        return self.last(y)  # type: ignore[no-any-return]
-
-
 def test_a_network_that_writes_over_what_its_backward_needs_learns_too(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net = Overwriting()
-    other = copy.deepcopy(net)
-    other.in_place = False
+    net, other = Overwriting(), Overwriting(in_place=False)
+    other.load_state_dict(net.state_dict())
     fits = [Fit(one, config(), checkpoint=tmp_path / f"{one.in_place}.safetensors") for one in (net, other)]
     for fit in fits:
         run(fit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from own_networks import Overwriting
 from torch import Tensor, nn
 
 import models
@@ -91,21 +92,7 @@ def test_taylor_is_weight_times_gradient_summed_over_batches() -> None:
 
 
 def test_taylor_of_a_network_that_writes_over_what_its_backward_needs() -> None:
-    class Written(nn.Module):
-        def __init__(self, *, in_place: bool) -> None:
-            super().__init__()
-            self.first, self.part, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 3, 1)
-            self.in_place = in_place
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            if self.in_place:
-                y[:, :4] = self.part(y[:, :4])
-            else:
-                y = torch.cat([self.part(y[:, :4]), y[:, 4:]], 1)
-            return self.last(y)  # type: ignore[no-any-return]
-
-    x, (net, other) = torch.rand(2, 3, 4, 4), (Written(in_place=flag).eval() for flag in (True, False))
+    x, (net, other) = torch.rand(2, 3, 4, 4), (Overwriting(in_place=flag).eval() for flag in (True, False))
     net.load_state_dict(other.state_dict())
     groups = map_channels(other, [x]).groups
     found, expected = (score(one, groups, "taylor", losses=[lambda m: m(x).square().mean()])[0] for one in (net, other))
