@@ -123,6 +123,13 @@ class Noisy(Base):
         return self.noise(self.conv(x))
 
 
+NET = Base()
+
+
+def shared():
+    return NET
+
+
 def exported():
     return torch.export.export(nn.Conv2d(3, 3, 1), (torch.rand(1, 3, 32, 32),)).module()
 
@@ -204,6 +211,13 @@ def test_pictures_of_a_batch_are_answered_as_they_are_alone(own: str, tmp_path: 
     assert all(bool(parameter.grad.any()) for parameter in net.parameters())
     saved = save_network(net, tmp_path / "n.safetensors", model=f"{own}:{name}", task="image")
     torch.testing.assert_close(load_network(saved)(images), alone)
+
+
+def test_a_network_is_adopted_once(own: str) -> None:
+    first, second = (create_model(f"{own}:shared", task="image") for _ in range(2))
+    assert first is second
+    assert [kind.__name__ for kind in type(first).__mro__].count("Base") == 2
+    assert len(first._forward_pre_hooks) == 1
 
 
 def test_a_network_that_keeps_values_of_a_pass_can_be_copied(own: str, tmp_path: Path) -> None:
