@@ -9,12 +9,13 @@ Source: Knuth, The Art of Computer Programming 3, 5.3.4: networks of comparators
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from export.graph_writer import Writer, known_tensors
 from models.errors import require
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
     from onnx import ModelProto, NodeProto
 
 #: Values that TensorRT sorts at once.
@@ -31,8 +32,7 @@ def split_long_sorts(model: ModelProto) -> int:
     if not any(node.op_type == "TopK" for node in model.graph.node):
         return 0
     numbers = {item.name: item for item in model.graph.initializer}
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    known = {value.name: value.type.tensor_type for value in (*inferred.value_info, *inferred.input)}
+    known = known_tensors(model)
     nodes, count = [], 0
     for node in model.graph.node:
         kept = numbers.get(node.input[1]) if node.op_type == "TopK" else None
@@ -42,7 +42,7 @@ def split_long_sorts(model: ModelProto) -> int:
         if kind is None or length <= MOST or not all(shape):
             nodes.append(node)
             continue
-        writer = _Writer(onnx, model, node.name)
+        writer = _Sort(model, node.name)
         nodes += writer.sorted(node, shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), length)
         count += 1
     del model.graph.node[:]
@@ -50,15 +50,10 @@ def split_long_sorts(model: ModelProto) -> int:
     return count
 
 
-class _Writer:
+class _Sort(Writer):
     """Writes the nodes that take the place of one TopK."""
 
-    def __init__(self, onnx: Any, model: ModelProto, name: str) -> None:
-        self._onnx, self._graph, self._name = onnx, model.graph, name
-        self._nodes: list[NodeProto] = []
-        self._count = 0
-
-    def sorted(self, node: NodeProto, shape: list[int], dtype: Any, kept: int) -> list[NodeProto]:
+    def sorted(self, node: NodeProto, shape: list[int], dtype: DTypeLike, kept: int) -> list[NodeProto]:
         """Return the nodes; ``kept`` values of the axis are asked for."""
         import numpy as np
 
@@ -67,23 +62,23 @@ class _Writer:
         order = [place for place in range(len(shape)) if place != axis] + [axis]
         rows, length = int(np.prod(shape)) // shape[axis], shape[axis]
         blocks, block = _blocks(length)
-        values = self._reshape(self._add("Transpose", [node.input[0]], perm=order), [rows, length])
+        values = self.reshape(self.add("Transpose", [node.input[0]], perm=order), [rows, length])
         if more := blocks * block - length:
             limits = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else np.finfo(dtype)
             last = np.full((rows, more), limits.min if largest else limits.max, dtype)
-            values = self._add("Concat", [values, self._constant(last)], axis=1)
-        values = self._reshape(values, [rows, blocks, block])
+            values = self.add("Concat", [values, self.constant(last)], axis=1)
+        values = self.reshape(values, [rows, blocks, block])
         numbers = np.broadcast_to(np.arange(blocks * block).reshape(1, blocks, block), (rows, blocks, block))
-        pair = (values, self._constant(numbers))
+        pair = (values, self.constant(numbers))
         for turn in range(blocks):
             pair = self._round(pair, rows, blocks, block, turn % 2, largest)
         moved = [shape[place] for place in order[:-1]]
         back = [order.index(place) for place in range(len(shape))]
         for value, name in zip(pair, node.output, strict=True):
             if name:
-                flat = self._slice(self._reshape(value, [rows, blocks * block]), 0, kept)
-                self._add("Transpose", [self._reshape(flat, [*moved, kept])], output=name, perm=back)
-        return self._nodes
+                flat = self.slice(self.reshape(value, [rows, blocks * block]), 0, kept)
+                self.add("Transpose", [self.reshape(flat, [*moved, kept])], output=name, perm=back)
+        return self.nodes
 
     def _round(
         self, pair: tuple[str, str], rows: int, blocks: int, block: int, first: int, largest: int
@@ -91,41 +86,17 @@ class _Writer:
         """Sort blocks ``first`` and ``first + 1`` together, and so on: values, numbers (rows, blocks, block)."""
         windows = (blocks - first) // 2
         end, width = first + 2 * windows, 2 * block
-        inner = [self._reshape(self._slice(value, first, end), [rows, windows, width]) for value in pair]
-        length = self._constant([width])
-        values, places = self._add("TopK", [inner[0], length], outputs=2, axis=2, largest=largest, sorted=1)
-        numbers = self._add("GatherElements", [inner[1], places], axis=2)
+        inner = [self.reshape(self.slice(value, first, end), [rows, windows, width]) for value in pair]
+        length = self.constant([width])
+        values, places = self.add("TopK", [inner[0], length], outputs=2, axis=2, largest=largest, sorted=1)
+        numbers = self.add("GatherElements", [inner[1], places], axis=2)
         found = []
         for old, new in zip(pair, (values, numbers), strict=True):
-            parts = [self._slice(old, 0, first)] if first else []
-            parts.append(self._reshape(new, [rows, 2 * windows, block]))
-            parts += [self._slice(old, end, blocks)] if end < blocks else []
-            found.append(self._add("Concat", parts, axis=1) if len(parts) > 1 else parts[0])
+            parts = [self.slice(old, 0, first)] if first else []
+            parts.append(self.reshape(new, [rows, 2 * windows, block]))
+            parts += [self.slice(old, end, blocks)] if end < blocks else []
+            found.append(self.add("Concat", parts, axis=1) if len(parts) > 1 else parts[0])
         return found[0], found[1]
-
-    def _slice(self, value: str, start: int, end: int) -> str:
-        """Cut out ``start`` to ``end`` of the second axis."""
-        return str(self._add("Slice", [value, *(self._constant([number]) for number in (start, end, 1))]))
-
-    def _reshape(self, value: str, shape: Sequence[int]) -> str:
-        return str(self._add("Reshape", [value, self._constant(shape)]))
-
-    def _constant(self, values: Any) -> str:
-        import numpy as np
-
-        name = self._next()
-        array = np.ascontiguousarray(values)
-        self._graph.initializer.append(self._onnx.numpy_helper.from_array(array, name))
-        return name
-
-    def _add(self, kind: str, inputs: Sequence[str], outputs: int = 1, output: str | None = None, **given: Any) -> Any:
-        names = [output or self._next() for _ in range(outputs)]
-        self._nodes.append(self._onnx.helper.make_node(kind, inputs, names, name=self._next(), **given))
-        return names[0] if outputs == 1 else names
-
-    def _next(self) -> str:
-        self._count += 1
-        return f"{self._name}.sort{self._count}"
 
 
 def _blocks(length: int) -> tuple[int, int]:

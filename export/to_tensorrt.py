@@ -18,6 +18,7 @@ from export.contract import Contract, contract_of, embedded
 from export.files import check_output, write_bytes
 from export.long_sorts import split_long_sorts
 from export.registry import get_target
+from export.scatter_sums import write_scatter_sums
 from export.screens import kept_names, probes, screen_artifact
 from export.to_onnx import float_onnx, lower, record_of
 from models.artifact import Artifact, sha256_of
@@ -89,6 +90,7 @@ def export(
             record = record_of(artifact, quantization)
             model = lower(model, record, "tensorrt", contract)
             notes["quantization"] = record.to_json(output.parent)
+        write_scatter_sums(model)
         bar.advance()
         model.graph.name = json.dumps(embedded(contract, artifact))  # the engine keeps the name of its graph
         engine, cached = _build(package, model, capabilities, profile, given.get("timing_cache"))
