@@ -115,6 +115,17 @@ def _gather(do: Rewrite) -> list[Any] | None:
     return _along(do) if do.operation.inputs["indices"].rank < 2 and not do.constant("batch_dims", 0) else None
 
 
+def _gather_nd(do: Rewrite) -> list[Any] | None:
+    """Elements, or slices of the last dimensions, in the places of ``indices`` (..., depth)."""
+    shape, indices = shape_of(do.x), do.operation.inputs["indices"]
+    places = shape_of(indices)
+    depth = places[-1]
+    whole = (*shape[:depth], math.prod(shape[depth:])) if depth < len(shape) else shape
+    if do.constant("batch_dims", 0) or len(whole) > LIMIT:
+        return None
+    return [do.again(x=do.shaped(do.x, whole), indices=do.shaped(indices, (math.prod(places[:-1]), depth)))]
+
+
 def _gather_along(do: Rewrite) -> list[Any] | None:
     shape, indices = shape_of(do.x), do.operation.inputs["indices"]
     axis, places = do.axis(len(shape)), shape_of(indices)
@@ -278,6 +289,7 @@ RULES: Mapping[str, Rule] = {
     "transpose": _transpose,
     "gather": _gather,
     "gather_along_axis": _gather_along,
+    "gather_nd": _gather_nd,
     "concat": _concat,
     "stack": _stack,
     "slice_by_index": _slice,

@@ -45,6 +45,8 @@ class Wide(nn.Module):
         y += [p.flip(2, 4), p.roll((1, 2), (3, 5)), p[:, 1, 1:, :, ::2, -3:], p.repeat(1, 2, 1, 1, 2, 1), p.argmax(5)]
         y += [p.expand(3, 2, 3, 2, 4, 6), p[..., self.order, :], F.pad(p, (1, 2, 0, 1)), p.cumsum(2), p.sort(4)[0]]
         y += [x.unfold(2, 4, 2).unfold(3, 6, 3).mean(-1), torch.einsum("bcxyhw,bdxyhw->bcdxy", p, p), p.unsqueeze(3)]
+        rows, deep = self.order.view(4, 1, 1, 1, 1, 1), p[0, 0, :, :, 0]  # 3, 2, 6
+        y += [p[0, 0, 0, 0][rows, self.order % 3], deep[rows % 3, self.order % 2, x.argmax(-1)[0, 0, :4, None] % 6]]
         return tuple(value.reshape(-1, value.shape[-1]).float() for value in y)
 
 
