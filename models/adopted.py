@@ -67,8 +67,11 @@ def _own_copies(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _batch_of(given: tuple[Any, ...]) -> int:
-    """Return how many pictures these are; 1 of what a tracer passes in place of tensors."""
-    return int(given[0].shape[0]) if given and isinstance(given[0], Tensor) and given[0].ndim > 1 else 1
+    """Return how many pictures these are; 1 while the network is traced or exported, which goes its own way."""
+    is_captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    if is_captured or not given or not isinstance(given[0], Tensor):
+        return 1
+    return int(given[0].shape[0]) if given[0].ndim > 1 else 1
 
 
 def _one_by_one(answer: Any, given: tuple[Any, ...], batch: int) -> Tensor:

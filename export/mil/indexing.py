@@ -28,8 +28,8 @@ def _gather(call: Call) -> Tensor:
         if batch
         else [x.index_select(axis, picks[0])]
     )
-    picked = torch.stack(parts).reshape(*lead, *parts[0].shape) if batch else parts[0]
-    return picked.reshape(*picked.shape[:axis], *inner, *picked.shape[axis + 1 :])
+    picked = torch.stack(parts).reshape((*lead, *parts[0].shape)) if batch else parts[0]
+    return picked.reshape((*picked.shape[:axis], *inner, *picked.shape[axis + 1 :]))
 
 
 def _gather_along_axis(call: Call) -> Tensor:
@@ -43,7 +43,7 @@ def _gather_nd(call: Call) -> Tensor:
         return x[indices.unbind(-1)]
     rows, picks = x.reshape(-1, *x.shape[batch:]), indices.reshape(-1, *indices.shape[batch:])
     parts = torch.stack([row[pick.unbind(-1)] for row, pick in zip(rows, picks, strict=True)])
-    return parts.reshape(*x.shape[:batch], *parts.shape[1:])
+    return parts.reshape((*x.shape[:batch], *parts.shape[1:]))
 
 
 def _write(data: Tensor, positions: Tensor, updates: Tensor, mode: str) -> Tensor:
@@ -93,7 +93,7 @@ def _scatter_nd(call: Call) -> Tensor:
     data, indices, updates = call.tensor("data"), call.raw("indices").long(), call.tensor("updates")
     depth = indices.shape[-1]
     rest = _grid(tuple(data.shape[depth:]))
-    given = [values.reshape(*values.shape, *[1] * len(rest)) for values in indices.unbind(-1)]
+    given = [values.reshape((*values.shape, *[1] * len(rest))) for values in indices.unbind(-1)]
     positions = _flat_positions(data, given + rest).expand(updates.shape)
     return _write(data, positions, updates, call.text("mode", "add"))
 

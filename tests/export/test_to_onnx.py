@@ -12,6 +12,7 @@ import pytest
 from own_networks import save_own
 
 import export
+from export.parity import open_any
 from export.registry import get_target
 from models.artifact import Artifact, load_network
 from models.errors import ExportError, InputSizeError, RunFolderError, UnsupportedError, UsageError
@@ -215,3 +216,37 @@ def test_pixel_unshuffle_is_one_node_of_single_channels(tmp_path: Path, monkeypa
     made = to_onnx.export(source, tmp_path / "f.onnx", input_size=(32, 64))
     assert kinds(onnx.load(made.path)) == {"Conv": 2, "SpaceToDepth": 1, "Reshape": 2, "DepthToSpace": 1}
     assert check_parity(source, made, threads=1).passed
+
+
+@pytest.mark.parametrize(
+    ("target", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("coreml", "coremltools")]
+)
+def test_a_network_of_a_users_with_open_sizes(
+    target: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batch stays open, too, though its pictures are kept apart in training."""
+    pytest.importorskip(module)
+    import torch
+    from torch import nn
+
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            _, _, height, width = x.shape
+            y = self.conv(x)[:, :, : height // 2 * 2, : width // 2 * 2]
+            return y * self.gate(y.mean((2, 3))).view(x.shape[0], x.shape[1], 1, 1)
+
+    row, source = get_target(target), save_own(Weighted, tmp_path, monkeypatch)
+    made = row.load().export(
+        source, tmp_path / f"n{row.suffix}", precision=Precision.FP32, input_size=SIZE, dynamic=True
+    )
+    count = 1 if target == "coreml" else 3
+    batch = torch.rand(count, 3, 96, 64)
+    runner, _ = open_any(made.path, threads=1)
+    with runner:
+        answer = runner.infer({"input": batch.numpy()})["output"]
+    with torch.no_grad():
+        np.testing.assert_allclose(answer, load_network(source)(batch).numpy(), atol=1e-5)
