@@ -41,7 +41,8 @@ def _listed(x: Tensor, read: Callable[[Tensor], Any]) -> Any:
 
 
 @contextmanager
-def _set(owner: Any, **values: Any) -> Iterator[None]:
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Inside the block attributes of ``owner`` have other values."""
     before = {name: getattr(owner, name) for name in values}
     try:
         for name, value in values.items():
@@ -59,7 +60,7 @@ def as_if_traced() -> Iterator[None]:
     Libraries leave out there what a trace cannot hold (kornia looks at the values of a picture, timm at its size): the
     run that looks for readings must go the way that the trace goes.
     """
-    with _set(torch._C, _is_tracing=lambda: True):
+    with replaced(torch._C, _is_tracing=lambda: True):
         yield
 
 
@@ -69,8 +70,8 @@ def as_if_exported() -> Iterator[None]:
     from torch.onnx._internal.exporter import _flags
 
     with (
-        _set(torch.compiler, _is_compiling_flag=True, _is_exporting_flag=True),
-        _set(_flags, _is_onnx_exporting=True),
+        replaced(torch.compiler, _is_compiling_flag=True, _is_exporting_flag=True),
+        replaced(_flags, _is_onnx_exporting=True),
     ):
         yield
 

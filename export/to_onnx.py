@@ -221,16 +221,13 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
 @contextlib.contextmanager
 def _zero_is_zero() -> Iterator[None]:
     """Keep what is added below a line: onnxscript takes numbers within 1e-8 of 0 for 0, and leaves them out."""
-    matcher: Any = require("onnxscript.rewriter._matcher", "onnx")
+    from export.readings import replaced
 
     def is_close(value: float, expected: float, *, rel_tol: float, abs_tol: float) -> bool:
         return math.isclose(value, expected, rel_tol=rel_tol)
 
-    matcher.math = SimpleNamespace(isclose=is_close)
-    try:
+    with replaced(require("onnxscript.rewriter._matcher", "onnx"), math=SimpleNamespace(isclose=is_close)):
         yield
-    finally:
-        matcher.math = math
 
 
 def _opset_of(model: ModelProto) -> int:
