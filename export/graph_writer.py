@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from models.errors import require
@@ -15,6 +15,24 @@ def known_tensors(model: ModelProto) -> Mapping[str, Any]:
     """Infer type and shape (``TypeProto.Tensor``) of the inputs and of what lies between, by name."""
     inferred = require("onnx", "onnx").shape_inference.infer_shapes(model).graph
     return {value.name: value.type.tensor_type for value in (*inferred.value_info, *inferred.input, *inferred.output)}
+
+
+def replace_nodes(model: ModelProto, rewrite: Callable[[NodeProto], list[NodeProto] | None]) -> int:
+    """Put what ``rewrite`` makes of a node in its place, in place; None leaves it. Return how many it made."""
+    nodes, count = [], 0
+    for node in model.graph.node:
+        made = rewrite(node)
+        nodes += [node] if made is None else made
+        count += made is not None
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return count
+
+
+def axis_last(rank: int, axis: int) -> tuple[list[int], list[int]]:
+    """Return the permutation that puts ``axis`` behind the others, and the one back."""
+    order = [place for place in range(rank) if place != axis] + [axis]
+    return order, [order.index(place) for place in range(rank)]
 
 
 class Writer:

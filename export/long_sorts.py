@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from export.graph_writer import Writer, known_tensors
+from export.graph_writer import Writer, axis_last, known_tensors, replace_nodes
 from models.errors import require
 
 if TYPE_CHECKING:
@@ -33,21 +33,20 @@ def split_long_sorts(model: ModelProto) -> int:
         return 0
     numbers = {item.name: item for item in model.graph.initializer}
     known = known_tensors(model)
-    nodes, count = [], 0
-    for node in model.graph.node:
+
+    def split(node: NodeProto) -> list[NodeProto] | None:
         kept = numbers.get(node.input[1]) if node.op_type == "TopK" else None
-        kind = known.get(node.input[0])
-        length = int(onnx.numpy_helper.to_array(kept).item()) if kept is not None else 0
-        shape = [side.dim_value for side in kind.shape.dim] if kind is not None else []
-        if kind is None or length <= MOST or not all(shape):
-            nodes.append(node)
-            continue
-        writer = _Sort(model, node.name)
-        nodes += writer.sorted(node, shape, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), length)
-        count += 1
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return count
+        kind = known.get(node.input[0]) if kept is not None else None
+        if kept is None or kind is None:
+            return None
+        length = int(onnx.numpy_helper.to_array(kept).item())
+        shape = [side.dim_value for side in kind.shape.dim]
+        if length <= MOST or not all(shape):
+            return None
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        return _Sort(model, node.name).sorted(node, shape, dtype, length)
+
+    return replace_nodes(model, split)
 
 
 class _Sort(Writer):
@@ -59,7 +58,7 @@ class _Sort(Writer):
 
         given = {item.name: item.i for item in node.attribute}
         axis, largest = given.get("axis", -1) % len(shape), given.get("largest", 1)
-        order = [place for place in range(len(shape)) if place != axis] + [axis]
+        order, back = axis_last(len(shape), axis)
         rows, length = int(np.prod(shape)) // shape[axis], shape[axis]
         blocks, block = _blocks(length)
         values = self.reshape(self.add("Transpose", [node.input[0]], perm=order), [rows, length])
@@ -73,7 +72,6 @@ class _Sort(Writer):
         for turn in range(blocks):
             pair = self._round(pair, rows, blocks, block, turn % 2, largest)
         moved = [shape[place] for place in order[:-1]]
-        back = [order.index(place) for place in range(len(shape))]
         for value, name in zip(pair, node.output, strict=True):
             if name:
                 flat = self.slice(self.reshape(value, [rows, blocks * block]), 0, kept)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from export.graph_writer import Writer, known_tensors
+from export.graph_writer import Writer, axis_last, known_tensors, replace_nodes
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -32,30 +32,27 @@ def write_scatter_sums(model: ModelProto) -> int:
     shapes |= {name: [side.dim_value for side in kind.shape.dim] for name, kind in known.items()}
     types = {item.name: item.data_type for item in model.graph.initializer}
     types |= {name: kind.elem_type for name, kind in known.items()}
-    nodes, count = [], 0
-    for node in model.graph.node:
-        data, index = (shapes.get(name, [0]) for name in node.input[:2]) if _adds(node) else ([0], [0])
+
+    def write(node: NodeProto) -> list[NodeProto] | None:
+        if not _adds(node):
+            return None
+        data, index = (shapes.get(name, [0]) for name in node.input[:2])
         axis = next((item.i for item in node.attribute if item.name == "axis"), 0) % len(data)
         others = [place for place in range(len(data)) if place != axis]
         alike = len(index) == len(data) and all(data[place] == index[place] for place in others)
         if not alike or not 0 < math.prod(data) * index[axis] <= _MOST:
-            nodes.append(node)
-            continue
-        writer = Writer(model, node.name)
-        _write(writer, node, data, index[axis], axis, types[node.input[0]])
-        nodes += writer.nodes
-        count += 1
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return count
+            return None
+        return _product(Writer(model, node.name), node, data, index[axis], axis, types[node.input[0]])
+
+    return replace_nodes(model, write)
 
 
 def _adds(node: NodeProto) -> bool:
     return node.op_type == "ScatterElements" and any(item.s == b"add" for item in node.attribute)
 
 
-def _write(writer: Writer, node: NodeProto, shape: list[int], given: int, axis: int, kind: int) -> None:
-    order = [place for place in range(len(shape)) if place != axis] + [axis]
+def _product(writer: Writer, node: NodeProto, shape: list[int], given: int, axis: int, kind: int) -> list[NodeProto]:
+    order, back = axis_last(len(shape), axis)
     rows, places = math.prod(shape) // shape[axis], shape[axis]
 
     def last(name: str, sides: list[int]) -> str:
@@ -67,6 +64,6 @@ def _write(writer: Writer, node: NodeProto, shape: list[int], given: int, axis: 
     values = writer.add("Cast", [last(node.input[2], [rows, 1, given])], to=_FLOAT)
     sums = writer.add("Cast", [writer.add("MatMul", [values, marks])], to=kind)
     total = writer.add("Add", [last(node.input[0], [rows, 1, places]), sums])
-    back = [order.index(place) for place in range(len(shape))]
     moved = writer.reshape(total, [shape[place] for place in order])
     writer.add("Transpose", [moved], output=node.output[0], perm=back)
+    return writer.nodes
