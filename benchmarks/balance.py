@@ -155,7 +155,7 @@ def _ready(way: str) -> Callable[[Tensor], Callable[[], Tensor]]:
 def _inference(function: Callable[[Tensor], Tensor], bad: Tensor) -> Tensor:
     import torch
 
-    with torch.inference_mode():
+    with torch.no_grad():
         return function(bad)
 
 

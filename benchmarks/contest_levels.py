@@ -28,7 +28,7 @@ _MS_PER_S = 1000.0
 _EARLIER = "the export of an earlier stage: it computes what that stage does in PyTorch"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def contest_levels(
     contestants: Sequence[Contestant],
     rows: Mapping[str, BenchmarkRow],

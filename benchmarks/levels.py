@@ -122,7 +122,7 @@ class Levels:
         return sum(steps) / distance, min(steps) / max(steps)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_levels(
     artifacts: Sequence[Artifact],
     rgb: Tensor,

@@ -316,7 +316,7 @@ def _engine(contestant: Contestant, times: Measurement | None) -> Engine:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _smoothness(net: nn.Module, inputs: Tensor, truth: Tensor) -> float | None:
     """Return the mean gradient of the output over that of the target; None where the target is flat."""
     output = torch.cat([net(one) for one in inputs.split(1)])

@@ -75,7 +75,7 @@ def choose_photos(lpips: Sequence[float], count: int) -> list[tuple[int, str]]:
     return [(order[place], words.get(place, f"better than {100 * place // len(order)}%")) for place in places]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def take_pictures(
     contestants: Mapping[str, tuple[str, Subject, Sequence[float]]],
     task: Task,

@@ -161,7 +161,7 @@ class Judge:
             scores.add(column, (image.amax(dim=1) - image.amin(dim=1)).mean(dim=(1, 2)))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     contestants: Mapping[str, Subject],
     task: Task,

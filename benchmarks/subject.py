@@ -39,7 +39,7 @@ class Subject:
         """Return what it is fed of a photo (1, 3, H, W) in [0, 1] and the task's input (1, C, H, W) made of it."""
         return np.ascontiguousarray((photo if self.takes_picture else inputs).numpy(), dtype=np.float32)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def render(self, task: Task, photo: Tensor, inputs: Tensor) -> tuple[Tensor, float]:
         """Return the picture (1, 3, H, W) in [0, 1] that it makes of a photo, and the time of the call, ms."""
         array = self.feed(photo, inputs)
@@ -51,7 +51,7 @@ class Subject:
 
     def end_to_end(self, task: Task, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """What an app does: RGB (H, W, 3) uint8 -> tensors, colour conversion, engine, rendering -> RGB uint8."""
-        with torch.inference_mode():
+        with torch.no_grad():
             photo = to_batch([pixels])
             inputs = photo if self.takes_picture and self.gives_picture else task.app_input(photo)
             return to_uint8(self.render(task, photo, inputs)[0])

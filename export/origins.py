@@ -55,14 +55,21 @@ class Origins(TorchDispatchMode):
 
     Args:
         sources: Tensors.
+
+    Attributes:
+        found: What is computed from them.
+        read: Tensors that were read as numbers, in order: by Python code, and by functions that take sizes.
     """
 
     def __init__(self, sources: Iterable[Tensor]) -> None:
         super().__init__()
         self.found = Storages(sources)
+        self.read: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(kwargs or {})
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.read.append(args[0])
         answer = func(*args, **given)
         dependent = func.overloadpacket.__name__ not in _SHAPE_ONLY and self.found.has((args, given))
         for tensor in _tensors(answer):

@@ -6,8 +6,7 @@ The rewrites compute the same numbers. They hold for a fixed size; where H and W
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from export.attention import ATTENTION
 from export.fourier import TRANSFORMS, filled
 from export.picked import computed, is_picked
 from export.portable_algebra import ALGEBRA
@@ -59,17 +59,6 @@ class StableSorts(TorchFunctionMode):
         if getattr(func, "__name__", "") not in ("sort", "argsort") or given.get("stable") or len(args) > 3:
             return func(*args, **given)
         return func(args[0], **{**dict(zip(("dim", "descending"), args[1:], strict=False)), **given, "stable": True})
-
-
-@contextmanager
-def attention_in_parts() -> Iterator[None]:
-    """Inside the block PyTorch's attention runs operation by operation, not by a fused one that nothing else knows."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _float_bounds(args: Sequence[Any], bounds: Any) -> Any:
@@ -177,7 +166,7 @@ def _in_place(rewrite: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-_NEW: Mapping[str, Callable[..., Any]] = {**ALGEBRA, **ARITHMETIC, **SHAPES}
+_NEW: Mapping[str, Callable[..., Any]] = {**ALGEBRA, **ARITHMETIC, **ATTENTION, **SHAPES}
 
 BY_NAME: Mapping[str, Callable[..., Any]] = {
     **{f"{name}_": _in_place(rewrite) for name, rewrite in _NEW.items() if hasattr(Tensor, f"{name}_")},

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.picked import Picked, pick
+from export.resizes import in_planes
 
 
 def is_open(*sides: Any) -> bool:
@@ -243,9 +244,25 @@ def _shift(half: Callable[[int], int]) -> Callable[..., Any]:
     return run
 
 
+def _pool_volume(pool: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Pool a volume to a fixed size in two steps of pictures."""
+
+    def run(x: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        if x.ndim != 5 or return_indices:
+            return NotImplemented
+        sides = list(output_size) if isinstance(output_size, (tuple, list)) else [output_size] * 3
+        return in_planes(
+            x, lambda planes, part: pool(planes, sides[part] if len(sides[part]) > 1 else (sides[0], None))
+        )
+
+    return run
+
+
 SHAPES: Mapping[str, Callable[..., Any]] = {
     "__getitem__": pick,
     "__setitem__": _assign,
+    "adaptive_avg_pool3d": _pool_volume(functional.adaptive_avg_pool2d),
+    "adaptive_max_pool3d": _pool_volume(functional.adaptive_max_pool2d),
     "block_diag": _blocks,
     "broadcast_to": lambda x, *size: x.expand(*(size if len(size) > 1 else size[0])),
     "bucketize": _bucketize,

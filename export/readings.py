@@ -1,5 +1,7 @@
 """What the Python code of a network reads out of tensors: ``.item()``, ``int()``, ``if``, ``.tolist()``, ``.numpy()``.
 
+Sizes, axes and steps that are given as tensors (``x.permute(*order)``) are read by the function that takes them.
+
 A trace holds what was read for ever. That is right for a value that the input has no part in (a weight, a buffer, a
 size), and wrong for any other: the file would hold one answer, or one branch. ``torch.export`` stumbles over the
 first kind too. So the network runs once, what each tensor comes from is followed through the operators, and the trace
@@ -19,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from export.origins import Origins
 from export.portable import Portable
+from export.refusal import GRADIENT
 from models.errors import ExportError, explain
 from models.running_module import RunningModule
 
@@ -33,6 +37,7 @@ _READS = frozenset(
 )
 _DATA: Any = Tensor.data
 _STORE = _DATA.__set__
+_GRADIENTS = (torch.autograd.grad, Tensor.backward)
 
 
 def _listed(x: Tensor, read: Callable[[Tensor], Any]) -> Any:
@@ -83,7 +88,7 @@ class Reading:
     Attributes:
         layer: Torch module whose code did; "" is the network's own ``forward``.
         function: What it called; ``data``: it stored a weight.
-        value: What it got.
+        value: What it got; of a function that takes sizes, the numbers by the place of the argument.
         dependent: The value depends on the input.
     """
 
@@ -105,6 +110,7 @@ class _Reader(TorchFunctionMode):
         super().__init__()
         self.found: list[Reading] = []
         self.stored: list[Reading] = []
+        self.gradients: list[Reading] = []
         self._origins, self._running = origins, RunningModule(net)
 
     def close(self) -> None:
@@ -115,17 +121,31 @@ class _Reader(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "tolist":
             return _listed(args[0], lambda x: self.__torch_function__(Tensor.item, types, (x,)))
+        self._origins.read.clear()
         value = func(*args, **(kwargs or {}))
         if func == _STORE:
             self.stored.append(Reading(self._running.name, "data", None, self._origins.found.has(args[1])))
+        if func in _GRADIENTS:
+            self.gradients.append(Reading(self._running.name, name, None, dependent=True))
         if name not in _READS:
+            sizes = self._sizes(args, kwargs)
+            if sizes:
+                self.found.append(Reading(self._running.name, name, sizes, dependent=False))
             return value
         self.found.append(Reading(self._running.name, name, copy.copy(value), self._origins.found.has(args)))
         return args[0].reshape(()) if self.found[-1].late else value
 
+    def _sizes(self, args: Any, kwargs: Any) -> dict[int, Any]:
+        """Return what the function just called read out of its arguments, and the input has no part in."""
+        read = {id(tensor): tensor for tensor in self._origins.read if tensor not in self._origins.found}
+        if not read:
+            return {}
+        leaves = enumerate(tree_leaves((args, dict(kwargs or {}))))
+        return {place: read[id(leaf)].item() for place, leaf in leaves if id(leaf) in read}
 
-def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> tuple[list[Reading], list[Reading]]:
-    """Run ``net`` on ``samples`` once and return what its Python code reads, in order, and the weights it stores.
+
+def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> tuple[list[Reading], list[Reading], list[Reading]]:
+    """Run ``net`` on ``samples`` once: what its Python code reads, in order, the weights it stores, and its gradients.
 
     Call it inside of ``as_if_traced`` or ``as_if_exported``, whichever is done with the network then.
     """
@@ -137,7 +157,7 @@ def readings_of(net: nn.Module, samples: Sequence[Tensor]) -> tuple[list[Reading
             net(*fresh)
     finally:
         reader.close()
-    return reader.found, reader.stored
+    return reader.found, reader.stored, reader.gradients
 
 
 class Readings(TorchFunctionMode):
@@ -152,23 +172,28 @@ class Readings(TorchFunctionMode):
 
     def __init__(self, net: nn.Module, samples: Sequence[Tensor]) -> None:
         super().__init__()
-        self.found, self.stored = readings_of(net, samples)
+        self.found, self.stored, self.gradients = readings_of(net, samples)
         self._net, self._place = net, 0
 
     def refuse(self) -> None:
         """Refuse a network whose trace would hold one answer for ever.
 
         Raises:
-            ExportError: Python code needs a number that depends on the input; its layer is named.
+            ExportError: Python code needs a number that depends on the input, or a gradient; its layer is named.
         """
         self._refuse([item for item in self.found if not item.late])
+        self._refuse(self.gradients, GRADIENT, "distill it into a student, which ships in its place")
 
-    def _refuse(self, readings: Sequence[Reading]) -> None:
+    def _refuse(
+        self,
+        readings: Sequence[Reading],
+        reason: str = "Python code decides by the values of a tensor",
+        fix: str = "compute with torch.where, gather or products in place of the number",
+    ) -> None:
         reading = next((item for item in readings if item.dependent), None)
         if reading is not None:
             layer = f"layer {reading.layer or 'the network itself'}"
-            got = f"Python code decides by the values of a tensor ({reading.function.strip('_')})"
-            fix = "compute with torch.where, gather or products in place of the number"
+            got = f"{reason} ({reading.function.strip('_')})"
             raise ExportError(explain(layer, expected="operators alone between input and output", got=got, fix=fix))
 
     def __enter__(self) -> Readings:
@@ -195,11 +220,22 @@ class Readings(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "tolist":
             return _listed(args[0], lambda x: self.__torch_function__(Tensor.item, types, (x,)))
-        if name in _READS and self._place < len(self.found) and self.found[self._place].function == name:
+        if self._place < len(self.found) and self.found[self._place].function == name:
             reading = self.found[self._place]
+            if name not in _READS:
+                return self._with_sizes(func, args, kwargs, reading.value)
             self._place += 1
             if reading.late:
                 return args[0].reshape(())
             if not reading.dependent:
                 return copy.copy(reading.value)
         return func(*args, **(kwargs or {}))
+
+    def _with_sizes(self, func: Any, args: Any, kwargs: Any, sizes: Mapping[int, Any]) -> Any:
+        """Call ``func`` with numbers in place of tensors, or as it is where it is another call than the one read."""
+        leaves, form = tree_flatten((args, dict(kwargs or {})))
+        if all(place < len(leaves) and isinstance(leaves[place], Tensor) for place in sizes):
+            self._place += 1
+            leaves = [sizes.get(place, leaf) for place, leaf in enumerate(leaves)]
+        args, given = tree_unflatten(leaves, form)
+        return func(*args, **given)

@@ -104,7 +104,7 @@ def field_of(artifact: Artifact) -> ReceptiveField | None:
     return None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _activations(net: nn.Module, channels: int, side: int) -> int:
     """Count the values that the layers of a network give for a picture (1, channels, side, side)."""
     count = 0

@@ -3,7 +3,8 @@
 Bicubic and ``nearest-exact`` resizes are refused by coremltools, and antialiased ones lose their filter in it. ONNX
 Runtime does not load INT8 graphs with a bicubic resize, TensorRT has no antialiasing, and that of OpenVINO was off by
 1.6% of the range. Every row of a resized side is a weighted sum of the rows before, so the resize is a product with a
-matrix of weights on each side (``models.layers.upsample_bilinear`` does so by itself).
+matrix of weights on each side (``models.layers.upsample_bilinear`` does so by itself). coremltools lacks the resizes
+of volumes: height and width are resized as those of pictures, and the depth after them.
 
 Source: Keys 1981 (cubic convolution; a = -0.75, antialiased -0.5, as PyTorch).
 """
@@ -11,7 +12,7 @@ Source: Keys 1981 (cubic convolution; a = -0.75, antialiased -0.5, as PyTorch).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,10 @@ _SIGNATURE = inspect.signature(functional.interpolate)
 
 
 class ConstantResizes(TorchFunctionMode):
-    """Inside the block ``interpolate`` of pictures (N, C, H, W) is two products where some target has no resize."""
+    """Inside the block ``interpolate`` of pictures (N, C, H, W) is two products where some target has no resize.
+
+    That of volumes (N, C, D, H, W) is two of pictures.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -36,7 +40,35 @@ class ConstantResizes(TorchFunctionMode):
             x, mode, smooth = (given.arguments[name] for name in ("input", "mode", "antialias"))
             if x.ndim == 4 and (mode in ("bicubic", "nearest-exact") or smooth):
                 return _resized(**given.arguments)
+            if x.ndim == 5:
+                return in_planes(x, lambda planes, part: self._plane(types, planes, part, given.arguments))
         return func(*args, **(kwargs or {}))
+
+    def _plane(self, types: Any, x: Tensor, part: slice, given: Mapping[str, Any]) -> Any:
+        """Resize (N, C, H, W) by what ``given`` says of the axes ``part``; an axis beside the depth stays."""
+        settings = {**given, "input": x}
+        for name in ("size", "scale_factor"):
+            value = given[name]
+            if value is not None:
+                sides = list(value if isinstance(value, (tuple, list)) else (value,) * 3)[part]
+                settings[name] = sides if len(sides) > 1 else [*sides, x.shape[-1] if name == "size" else 1.0]
+        if settings["mode"] == "trilinear":
+            settings["mode"] = "bilinear"
+        return self.__torch_function__(functional.interpolate, types, (), settings)
+
+
+def in_planes(x: Tensor, function: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """Do to a volume what is done along each axis by itself, in two steps of pictures: height and width, then depth.
+
+    Args:
+        x: (N, C, D, H, W).
+        function: Called with (N, C * D, H, W), then with (N, C, D, H' * W'), and which of the three axes it is for.
+    """
+    count, channels, depth = x.shape[:3]
+    flat = function(x.reshape(count, channels * depth, *x.shape[3:]), slice(1, 3))
+    sides = flat.shape[2:]
+    deep = function(flat.reshape(count, channels, depth, sides[0] * sides[1]), slice(0, 1))
+    return deep.reshape(count, channels, deep.shape[2], *sides)
 
 
 def _resized(

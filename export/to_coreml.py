@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.attention import attention_in_parts
 from export.contract import Contract, embedded
 from export.coreml_options import Options, package_contract
 from export.coreml_quirks import repaired_converter
@@ -32,7 +33,7 @@ from export.coreml_ranks import pipeline
 from export.files import check_output, replacing
 from export.mil.proto import coreml_proto, coremltools, quiet_coremltools
 from export.origins import CannotFold, Constants
-from export.portable import Portable, attention_in_parts
+from export.portable import Portable
 from export.readings import Readings, as_if_traced
 from export.refusal import plain_functions, renamed, say_refusal
 from export.registry import get_target

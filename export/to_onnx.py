@@ -171,8 +171,9 @@ def _float_bytes(path: Path, sha256: str, input_size: tuple[int, int], dynamic: 
 def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: bool, opset: int) -> ModelProto:
     import torch
 
+    from export.attention import attention_in_parts
     from export.fuse import fold_batch_norm
-    from export.portable import Portable, attention_in_parts
+    from export.portable import Portable
     from export.readings import Readings, as_if_exported
     from export.refusal import renamed, say_refusal
     from export.resizes import ConstantResizes

@@ -56,7 +56,7 @@ class TorchRunner(CheckedRunner):
         before = torch.get_default_dtype()
         torch.set_default_dtype(self._dtype)  # of the tensors that the network makes
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 answer = self._net(*(torch.from_numpy(array).to(self.device, self._dtype) for array in arrays))
         finally:
             torch.set_default_dtype(before)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.portable import attention_in_parts
+from export.attention import attention_in_parts
 from models.modes import in_eval_mode
 from models.running_module import RunningModule
 

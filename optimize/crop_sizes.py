@@ -24,7 +24,7 @@ def refusal(net: nn.Module, inputs: Tensor, made: TensorSpec) -> str | None:
     """Return why ``net`` cannot take ``inputs`` (N, C, H, W), or gives another shape than ``made`` says, or None."""
     device = next((parameter.device for parameter in net.parameters()), inputs.device)
     try:
-        with torch.inference_mode(), in_eval_mode(net):
+        with torch.no_grad(), in_eval_mode(net):
             answer = net(inputs.to(device))
     except Exception as error:  # code of the user's may raise anything
         return first_line(error)

@@ -28,7 +28,7 @@ def load_photos(photos: PhotoSet, size: tuple[int, int], *, limit: int | None = 
     return to_batch([centre_crop(photos.load(index), *size) for index in range(count)])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def render_all(net: nn.Module, task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
     """Run ``net`` over photos (N, 3, H, W) or pairs (N, 6, H, W) and render: RGB (N, 3, H, W) in [0, 1].
 
@@ -42,27 +42,27 @@ def render_all(net: nn.Module, task: Task, rgb: Tensor, *, batch_size: int = 8) 
     return torch.cat(rendered)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def truth_all(task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
     """Return what a perfect network would render of photos (N, 3, H, W), or of pairs (N, 6, H, W): (N, 3, H, W)."""
     return torch.cat([task.truth(*task.prepare(part)) for part in rgb.split(batch_size)])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def idle_all(task: Task, rgb: Tensor, *, batch_size: int = 8) -> Tensor:
     """Return what the task's do-nothing baseline renders of photos (N, 3, H, W) or pairs (N, 6, H, W)."""
     inputs = [task.inputs_of(part) for part in rgb.split(batch_size)]
     return torch.cat([task.render(part, task.baseline(part)) for part in inputs])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def lpips_all(preds: Tensor, target: Tensor, *, net: str, weights: Path | None, batch_size: int = 8) -> Tensor:
     """LPIPS of photos (N, 3, H, W) in batches: (N,)."""
     pairs = zip(preds.split(batch_size), target.split(batch_size), strict=True)
     return torch.cat([lpips(a, b, net=net, weights=weights) for a, b in pairs])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(
     net: nn.Module,
     task: Task,

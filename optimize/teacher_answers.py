@@ -137,7 +137,7 @@ def fastest_predict(artifact: Artifact, sample: Tensor, *, feature: str | None) 
     scale = get_task(artifact.task).output_scale
 
     def eager(inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        with torch.inference_mode():
+        with torch.no_grad():
             answer = net(inputs)
         return answer if isinstance(answer, tuple) else (answer, None)
 

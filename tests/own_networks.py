@@ -55,6 +55,20 @@ class Overwriting(nn.Module):
         return self.last(y)  # type: ignore[no-any-return]
 
 
+class Descending(nn.Module):
+    """Takes a step down a learned potential, as gradient-step denoisers do: its forward computes a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.potential = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ELU(), nn.Conv2d(8, 1, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            (slope,) = torch.autograd.grad(self.potential(x).square().sum(), x, create_graph=True)
+        return x - slope
+
+
 def save_own(
     build: Callable[[], nn.Module], folder: Path, monkeypatch: pytest.MonkeyPatch, *, task: str = "image"
 ) -> Artifact:

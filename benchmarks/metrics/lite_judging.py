@@ -55,7 +55,7 @@ def compare_nets(
     version of it: what a student is to its teacher. And the photo without any chroma: where a colorizer starts.
     """
     rows: list[Comparison] = []
-    with progress.track("Comparing lite with squeeze", total=len(sizes) * len(photos)) as bar, torch.inference_mode():
+    with progress.track("Comparing lite with squeeze", total=len(sizes) * len(photos)) as bar, torch.no_grad():
         for size in sizes:
             previous = _square(photos, len(photos) - 1, size)
             for index in range(len(photos)):

@@ -18,7 +18,7 @@ from export.portable import Portable
 _SIDE = 6
 _BOUNDS = (-0.5, 0.0, 0.5)
 #: What some arguments need no other writing of: matrices, dimensions, no decimals, no factor, two tensors.
-_STAY = ("einsum", "matmul", "max", "mean", "min", "round", "std", "sub", "var")
+_STAY = ("einsum", "matmul", "max", "mean", "min", "round", "scaled_dot_product_attention", "std", "sub", "var")
 
 
 def _unpooled(x: Tensor, window: int | tuple[int, int]) -> Tensor:
@@ -38,11 +38,27 @@ def _gram(x: Tensor) -> Tensor:
 
 
 #: What PyTorch calls -> a picture (N, 8, 6, 6) of it, from values around zero (N, 8, 6, 6).
+def _volume(x: Tensor) -> Tensor:
+    """(N, 8, 6, 6) -> (N, 2, 4, 6, 6)."""
+    return x.reshape(-1, 2, 4, _SIDE, _SIDE)
+
+
+def _attended(x: Tensor) -> Tensor:
+    """Attention of three and of five dimensions, and of two queries to each key."""
+    flat, deep = x.flatten(2), _volume(x)
+    found = F.scaled_dot_product_attention(flat, flat.flip(1), flat, is_causal=True).reshape(x.shape)
+    found = found + F.scaled_dot_product_attention(deep, deep, deep, attn_mask=deep[:, :1] > 0).reshape(x.shape)
+    found = found + F.scaled_dot_product_attention(x, x, x, attn_mask=x[0] > 0.5)  # some look at nothing
+    return found + F.scaled_dot_product_attention(x, x[:, :4], x[:, 4:], scale=0.3, enable_gqa=True)
+
+
 CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "__get__": lambda x: x.data * 2,
     "__or__": lambda x: x * ((x > 0.5) | (x < -0.5)),
     "__xor__": lambda x: x * ((x > -0.5) ^ (x > 0.5)).float(),
     "acosh": lambda x: torch.acosh(x.abs() + 1.5),
+    "adaptive_avg_pool3d": lambda x: x * F.adaptive_avg_pool3d(_volume(x), (2, None, 5)).mean((1, 2, 3, 4))[0],
+    "adaptive_max_pool3d": lambda x: x + F.adaptive_max_pool3d(_volume(x), 2).mean(),
     "addbmm": lambda x: x + x[0, 0].addbmm(x[0, :2], x[0, 2:4], beta=0.5, alpha=0.1),
     "addcdiv": lambda x: torch.addcdiv(x, x, x.abs() + 1, value=0.1),
     "addcmul": lambda x: x.addcmul(x, x.flip(1), value=0.1),
@@ -145,6 +161,7 @@ CASES: dict[str, Callable[[Tensor], Tensor]] = {
     "rot90": lambda x: x.rot90(1, (2, 3)) + 2 * torch.rot90(x, -1, (2, 3)) + 3 * torch.rot90(x, 2, [3, 2]),
     "round": lambda x: torch.round(x, decimals=1) + x.round(decimals=-1),
     "rrelu": lambda x: F.rrelu(x, 0.1, 0.5),
+    "scaled_dot_product_attention": _attended,
     "searchsorted": lambda x: (
         x + torch.searchsorted(torch.tensor(_BOUNDS), x).float() + torch.searchsorted(x.cumsum(-1).sort(-1)[0], x)
     ),

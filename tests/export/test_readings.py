@@ -58,6 +58,16 @@ class Asking(Reads):
         return x**2 * (self.level.item() + float(self.order[1]))
 
 
+class Sizes(Reads):
+    """Gives sizes, axes and steps as tensors, as CompressAI does; what it was given goes back in place."""
+
+    def read(self, x: Tensor) -> Tensor:
+        axes, back, two = torch.tensor([0, 2, 3, 1]), torch.tensor([0, 3, 1, 2]), self.order[0]
+        x = torch.roll(x.permute(*axes) * 2, two, 1).permute(*back)
+        x = torch.cat([*x.split(two * 8, 3)][::-1], 3) + x.narrow(2, two, 1) + x.unfold(2, two, two).mean()
+        return F.pixel_shuffle(F.pixel_unshuffle(x, two), two) * torch.linspace(0, 1, two * 16)
+
+
 class Expert(Reads):
     def read(self, x: Tensor) -> Tensor:
         chosen = int(x.mean() * 100) % 3
@@ -105,7 +115,7 @@ PHOTOS = [random_photo((32, 32), seed=seed) * gain for seed, gain in ((0, 1.0), 
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
-@pytest.mark.parametrize("net", [Constants, Numbers, Stored, Asking])
+@pytest.mark.parametrize("net", [Constants, Numbers, Stored, Asking, Sizes])
 def test_constants_and_numbers_that_only_enter_arithmetic_convert(
     net: type[nn.Module], target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +150,7 @@ def test_weights_that_the_input_decides_are_refused(
 
 
 def test_what_the_input_has_a_part_in() -> None:
-    found, stored = readings_of(nn.Sequential(Constants(), Numbers(), Branch()), [torch.rand(1, 3, 8, 8)])
+    found, stored, gradients = readings_of(nn.Sequential(Constants(), Numbers(), Branch()), [torch.rand(1, 3, 8, 8)])
     told = [(item.layer, item.function, item.dependent, item.late) for item in found]
     assert told == [
         *[("0", "item", False, False)] * 3,
@@ -152,4 +162,13 @@ def test_what_the_input_has_a_part_in() -> None:
         ("2", "__bool__", True, False),
     ]
     assert not stored
+    assert not gradients
     assert [item.value for item in found[:3]] == [2, 1, 0]
+
+
+def test_sizes_are_read_at_their_places() -> None:
+    found, *_ = readings_of(Sizes(), [torch.rand(1, 3, 32, 32)])
+    assert [(item.function, item.value) for item in found[:2]] == [
+        ("permute", {1: 0, 2: 2, 3: 3, 4: 1}),
+        ("roll", {1: 2}),
+    ]

@@ -43,6 +43,27 @@ def test_the_numbers_are_those_of_pytorch(given: dict[str, Any]) -> None:
     assert "upsample" not in str(graph)
 
 
+VOLUMES: list[dict[str, Any]] = [
+    {"scale_factor": 2, "mode": "nearest"},
+    {"scale_factor": (2.0, 1.0, 0.7), "mode": "nearest-exact"},
+    {"size": (7, 9, 20), "mode": "trilinear"},
+    {"size": 7, "mode": "trilinear", "align_corners": True},
+    {"scale_factor": 1.7, "mode": "trilinear"},
+    {"size": (2, 5, 6), "mode": "area"},
+]
+
+
+@pytest.mark.parametrize("given", VOLUMES, ids=str)
+def test_volumes_are_resized_as_pictures(given: dict[str, Any]) -> None:
+    x = torch.randn(2, 3, 4, 10, 12)
+    wanted = functional.interpolate(x, **given)
+    with ConstantResizes():
+        found = functional.interpolate(x, **given)
+        graph = torch.jit.trace(lambda volume: functional.interpolate(volume, **given), x).graph
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert "3d" not in str(graph)
+
+
 @pytest.mark.parametrize("given", [{"mode": "nearest"}, {"mode": "bilinear"}, {"mode": "area"}], ids=str)
 def test_what_every_engine_has_stays_a_resize(given: dict[str, Any]) -> None:
     x = torch.randn(1, 2, 8, 8)
@@ -63,6 +84,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         small = functional.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+        small = functional.interpolate(small[:, :, None], size=(2, 16, 32), mode="trilinear").mean(2)
         exact = functional.interpolate(small, scale_factor=2, mode="nearest-exact")
         return self.last(self.up(self.down(x))) + exact
 """
