@@ -186,6 +186,9 @@ def networks_command(
     targets: Annotated[
         list[str] | None, typer.Option(help="Targets, with commas or again for more. Default: all.")
     ] = None,
+    precisions: Annotated[
+        list[str] | None, typer.Option(help="fp32, fp16, int8, with commas or again. Default: all of each target.")
+    ] = None,
     input_size: InputSize = (512, 512),
     threads: Threads = None,
     warmup: Annotated[int, typer.Option(help="Unrecorded calls of each engine.")] = 1,
@@ -194,7 +197,7 @@ def networks_command(
     quiet: Quiet = False,
 ) -> None:
     """Time networks at full width before they are trained: parameters, MACs, ms by target and precision."""
-    from benchmarks.networks import measure_networks
+    from benchmarks.networks import PRECISIONS, measure_networks
     from benchmarks.settings import Settings
     from export.registry import list_targets
     from models.paired_photos import open_for
@@ -206,6 +209,10 @@ def networks_command(
     chosen = _names(models) or tuple(
         name for name, spec in MODELS.items() if spec.role == "teacher" and spec.task == task
     )
+    known = [str(kind) for kind in PRECISIONS]
+    wanted = _names(precisions) or known
+    if unknown := set(wanted) - set(known):
+        raise UnknownNameError("precision", min(unknown), known)
     measure_networks(
         chosen,
         open_for(data, task=get_task(task)) if data is not None else embedded_photos("train"),
@@ -214,6 +221,7 @@ def networks_command(
         settings=Settings(
             input_size=input_size, threads=threads, warmup=warmup, iterations=iterations, max_seconds=max_seconds
         ),
+        precisions=[kind for kind in PRECISIONS if str(kind) in wanted],
         weights=weights,
         progress=make_progress(quiet=quiet),
     )

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from models.tasks.base import Task
 
 _ROW = "row.json"
-_PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
+PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 _CALIBRATION_PHOTOS = 4
 #: The next engine is opened while so many times the memory of the largest one is there.
 _ROOM = 2.0
@@ -64,6 +64,7 @@ def measure_networks(
     *,
     targets: Sequence[str],
     settings: Settings,
+    precisions: Sequence[Precision] = PRECISIONS,
     weights: Path | None = None,
     progress: Progress = NULL_PROGRESS,
 ) -> list[NetworkRow]:
@@ -78,6 +79,7 @@ def measure_networks(
         out: Folder; the artifacts stay in ``out/NAME``.
         targets: Names of targets.
         settings: Size, threads, calls.
+        precisions: Of each target, as far as it has them.
         weights: Folder that holds ``NAME.safetensors`` somewhere below; networks without one stay untrained.
         progress: Where to report.
 
@@ -95,7 +97,8 @@ def measure_networks(
         get_target(target)
     settings = replace(settings, threads=settings.threads or default_threads())
     there = sorted({path.parent.name for path in out.glob(f"*/{_ROW}")} & set(MODELS))
-    jobs = {name: _Job(get_spec(name), photos, out, tuple(targets), settings, weights) for name in (*names, *there)}
+    pairs = [(target, kind) for target in targets for kind in precisions if kind in get_target(target).precisions]
+    jobs = {name: _Job(get_spec(name), photos, out, tuple(pairs), settings, weights) for name in (*names, *there)}
     rows = {name: row for name, job in jobs.items() if (row := job.finished()) is not None}
     todo = [name for name in names if name not in rows]
     for name in names:
@@ -119,7 +122,7 @@ class _Job:
     spec: ModelSpec
     photos: PhotoSet
     out: Path
-    targets: tuple[str, ...]
+    pairs: tuple[tuple[str, Precision], ...]
     settings: Settings
     weights: Path | None
 
@@ -148,7 +151,7 @@ class _Job:
     def _key(self) -> str:
         trained = None if (path := self.trained) is None else sha256_of(path)
         machine = describe_machine(threads=self.settings.threads).id
-        content = [self.spec.name, self.settings.to_json(), self.targets, trained, self.photos.fingerprint, machine]
+        content = [self.spec.name, self.settings.to_json(), self.pairs, trained, self.photos.fingerprint, machine]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -164,9 +167,9 @@ def _measure(job: _Job) -> NetworkRow:
     inputs, truth = task.prepare(rgb)
     spent = cost(net, (1, int(inputs.shape[1]), *settings.input_size))
     calibrated = save_calibrated(network, folder, inputs)
-    made, refused = _export_all(network, calibrated, job.targets, folder, settings)
+    made, refused = _export_all(network, calibrated, job.pairs, folder, settings)
     timed = _time([network, *made], task, centre_crop(shown[0], *size), settings)
-    order = {(target, str(kind)): place for place, (target, kind) in enumerate(_pairs(job.targets))}
+    order = {(target, str(kind)): place for place, (target, kind) in enumerate(job.pairs)}
     engines = [*refused, *(_engine(contestant, timed.times.get(contestant.name)) for contestant in timed.contest[1:])]
     eager = timed.times.get(timed.contest[0].name)
     row = NetworkRow(
@@ -197,16 +200,12 @@ def _save_network(spec: ModelSpec, folder: Path, trained: Path | None) -> Artifa
     return save_network(net, folder / f"{spec.name.rpartition(':')[2]}.safetensors", model=spec.name, task=spec.task)
 
 
-def _pairs(targets: Sequence[str]) -> list[tuple[str, Precision]]:
-    return [(name, kind) for name in targets for kind in _PRECISIONS if kind in get_target(name).precisions]
-
-
 def _export_all(
-    network: Artifact, calibrated: Artifact, targets: Sequence[str], folder: Path, settings: Settings
+    network: Artifact, calibrated: Artifact, pairs: Sequence[tuple[str, Precision]], folder: Path, settings: Settings
 ) -> tuple[list[Artifact], list[Engine]]:
-    """Export to every target and precision; return what was made, and what was not with the reason."""
+    """Export to each target and precision; return what was made, and what was not with the reason."""
     made, refused = [], []
-    for name, kind in _pairs(targets):
+    for name, kind in pairs:
         row, source = get_target(name), calibrated if kind is Precision.INT8 else network
         path = folder / f"{network.path.stem}-{kind}{row.suffix}"
         if (known := _made_before(path, source, settings)) is not None:

@@ -23,6 +23,7 @@ from models.artifact import Artifact, save_network
 from models.errors import ConfigError, InputSizeError, UnknownNameError, UnsupportedError
 from models.photos import embedded_photos
 from models.registry import create_model
+from models.spec import Precision
 
 SETTINGS = Settings(input_size=(64, 48), threads=1, warmup=0, iterations=3)
 
@@ -166,6 +167,22 @@ def test_what_a_target_refuses_is_a_cell_and_a_reason(tmp_path: Path, monkeypatc
     text = (tmp_path / "networks.md").read_text()
     assert "| no | no | no |" in text
     assert "- hdrnet onnx fp32, hdrnet onnx fp16, hdrnet onnx int8: onnx cannot take this" in text
+
+
+def test_some_precisions_alone(exported: Path) -> None:
+    (row,) = measure_networks(
+        ["hdrnet"],
+        embedded_photos("train"),
+        exported,
+        targets=["onnx"],
+        settings=SETTINGS,
+        precisions=[Precision.INT8],
+    )
+    assert [(engine.target, engine.precision) for engine in row.engines] == [("onnx", "int8")]
+    assert row.engines[0].p50_ms is not None
+    head = (exported / "networks.md").read_text()
+    assert "onnx int8 ms" in head
+    assert "onnx fp32 ms" not in head
 
 
 def test_bad_questions_are_refused_before_anything_is_built(tmp_path: Path) -> None:
