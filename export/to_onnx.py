@@ -165,7 +165,10 @@ def _float_bytes(path: Path, sha256: str, input_size: tuple[int, int], dynamic: 
     spec = get_spec(artifact.model, task=artifact.task)
     spec.size.check(*input_size)
     model = _trace(artifact, spec, input_size, dynamic, opset)
-    return _tidy(model, spec).SerializeToString()
+    tidy = _tidy(model, spec)
+    if dynamic:
+        _check_open(tidy, spec)
+    return tidy.SerializeToString()
 
 
 def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: bool, opset: int) -> ModelProto:
@@ -217,6 +220,19 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
         fix = f"use {OPSET}"
         raise UsageError(explain("opset", expected="17 or later, and known to the exporter", got=opset, fix=fix))
     return model
+
+
+def _check_open(model: ModelProto, spec: ModelSpec) -> None:
+    """Refuse a graph that holds the example's size where a side is to be open: the exporter says nothing then."""
+    for value, item in zip(model.graph.input, spec.graph_inputs, strict=True):
+        sides = zip(item.shape, value.type.tensor_type.shape.dim, strict=True)
+        fixed = [
+            f"{side} fixed at {found.dim_value}" for side, found in sides if isinstance(side, str) and found.dim_value
+        ]
+        if fixed:
+            got = f"{', '.join(fixed)}: Python code makes a number of it (as `[0.1] * x.shape[0]` does)"
+            fix = "export with a fixed size (without --dynamic), or use tensors (`x.new_full((x.shape[0],), 0.1)`)"
+            raise ExportError(explain(f"{item.name} of {spec.name}", expected="open sides", got=got, fix=fix))
 
 
 @contextlib.contextmanager

@@ -164,9 +164,9 @@ def _slice(
     label, size, width = labels[dim], x.shape[dim], out.shape[dim]
     if isinstance(label, np.ndarray) and width != size:
         first = (start or 0) % size if (start or 0) < 0 else (start or 0)
-        if step != 1 or size % width or first % width:
+        if step != 1 or (width and (size % width or first % width)):
             tracer.freeze(label, "is sliced at fixed places")
-        else:
+        elif width:  # nothing of it stays nothing
             join_rows(tracer, label.reshape(size // width, width).T)
         labels[dim] = label[first : first + width * step : step]
     return tuple(labels)

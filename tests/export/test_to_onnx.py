@@ -218,6 +218,27 @@ def test_pixel_unshuffle_is_one_node_of_single_channels(tmp_path: Path, monkeypa
     assert check_parity(source, made, threads=1).passed
 
 
+@pytest.mark.parametrize(("axis", "text"), [(0, "N fixed at 2"), (2, f"H fixed at {SIZE[0]}")])
+def test_a_side_that_its_code_fixes_is_not_called_open(
+    axis: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from torch import nn
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) * torch.tensor([0.1] * x.shape[axis])[(...,) + (None,) * (3 - axis)]
+
+    source = save_own(Listed, tmp_path, monkeypatch)
+    with pytest.raises(ExportError, match=f"got {text}: .*without --dynamic"):
+        to_onnx.export(source, tmp_path / "n.onnx", input_size=SIZE, dynamic=True)
+    assert to_onnx.export(source, tmp_path / "n.onnx", input_size=SIZE).path.exists()
+
+
 @pytest.mark.parametrize(
     ("target", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino"), ("coreml", "coremltools")]
 )

@@ -170,6 +170,12 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "a gated linear unit": (lambda: nn.Sequential(conv(3, 16), nn.GLU(1), conv(8, 3)), {"0": 8}),
     "matched distributions": (lambda: Net(_matched_distributions, a=conv(3, 8), b=conv(3, 8), d=conv(8, 3)), {"a": 8}),
     "tokens in another order": (lambda: Net(_sorted_tokens, a=conv(3, 8), d=conv(8, 3)), {"a": 8}),
+    "nothing on both sides": (
+        lambda: Net(
+            lambda m, x: m.d(torch.cat([(y := m.a(x))[:, :0], y.relu(), y[:, 8:]], 1)), a=conv(3, 8), d=conv(8, 3)
+        ),
+        {"a": 8},
+    ),
     "a layer used twice": (
         lambda: Net(lambda m, x: m.d(m.b(m.b(m.a(x)).relu())), a=conv(3, 8), b=conv(8, 8), d=conv(8, 3)),
         {"a": 8},
