@@ -25,7 +25,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from export.origins import Origins
 from export.portable import Portable
-from export.refusal import GRADIENT
 from models.errors import ExportError, explain
 from models.running_module import RunningModule
 
@@ -38,6 +37,7 @@ _READS = frozenset(
 _DATA: Any = Tensor.data
 _STORE = _DATA.__set__
 _GRADIENTS = (torch.autograd.grad, Tensor.backward)
+_NO_GRADIENTS = "the forward pass computes a gradient, which no engine does"
 
 
 def _listed(x: Tensor, read: Callable[[Tensor], Any]) -> Any:
@@ -96,6 +96,11 @@ class Reading:
     function: str
     value: Any
     dependent: bool
+
+    @property
+    def where(self) -> str:
+        """The layer, in words."""
+        return f"layer {self.layer or 'the network itself'}"
 
     @property
     def late(self) -> bool:
@@ -175,6 +180,10 @@ class Readings(TorchFunctionMode):
         self.found, self.stored, self.gradients = readings_of(net, samples)
         self._net, self._place = net, 0
 
+    def say_gradient(self) -> str | None:
+        """Say in which layer the forward pass computes a gradient, or return None."""
+        return f"{self.gradients[0].where}: {_NO_GRADIENTS}" if self.gradients else None
+
     def refuse(self) -> None:
         """Refuse a network whose trace would hold one answer for ever.
 
@@ -182,7 +191,7 @@ class Readings(TorchFunctionMode):
             ExportError: Python code needs a number that depends on the input, or a gradient; its layer is named.
         """
         self._refuse([item for item in self.found if not item.late])
-        self._refuse(self.gradients, GRADIENT, "distill it into a student, which ships in its place")
+        self._refuse(self.gradients, _NO_GRADIENTS, "distill it into a student, which ships in its place")
 
     def _refuse(
         self,
@@ -192,9 +201,10 @@ class Readings(TorchFunctionMode):
     ) -> None:
         reading = next((item for item in readings if item.dependent), None)
         if reading is not None:
-            layer = f"layer {reading.layer or 'the network itself'}"
             got = f"{reason} ({reading.function.strip('_')})"
-            raise ExportError(explain(layer, expected="operators alone between input and output", got=got, fix=fix))
+            raise ExportError(
+                explain(reading.where, expected="operators alone between input and output", got=got, fix=fix)
+            )
 
     def __enter__(self) -> Readings:
         self._refuse(self.stored)

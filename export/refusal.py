@@ -20,7 +20,6 @@ _DEPENDENT = "data-dependent"
 _SUMMARY = re.compile(r"<class '[^']*'>: (.+)")
 _OPERATOR = re.compile(r"torch\.ops\.\w+\.(\w+)|OpOverload\(op='\w+\.(\w+)'|\bop '(\w+)' not implemented")
 _BRANCH = "_local_scalar_dense"
-GRADIENT = "the forward pass computes a gradient, which no engine does"
 
 
 class _Finder(TorchDispatchMode):
@@ -145,9 +144,6 @@ def say_refusal(error: BaseException, net: nn.Module, samples: Sequence[Tensor])
         operator, reason = _BRANCH, f"Python code decides by the values of a tensor ({reason})"
     elif operator is None:
         operator, layer = _in_converter(error) or (None, _in_forward(error, net))
-    gradient = layer_of(net, samples, "grad") or layer_of(net, samples, "backward")
-    if gradient is not None:
-        return f"layer {gradient}: {GRADIENT}"
     if layer is None and operator is not None:
         layer = layer_of(net, samples, operator)
     where = "" if layer is None else f"layer {layer or 'the network itself'}: "

@@ -185,6 +185,7 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
     require("onnxscript", "onnx")
     net = renamed(shuffle_transposed(fold_batch_norm(load_network(artifact).float())))
     samples, shapes = _samples(spec, size, dynamic)
+    readings = None
     try:
         resizes = contextlib.nullcontext() if dynamic else ConstantResizes()
         with attention_in_parts(), as_if_exported():
@@ -209,7 +210,7 @@ def _trace(artifact: Artifact, spec: ModelSpec, size: tuple[int, int], dynamic: 
             "export with a fixed size (without --dynamic)" if dynamic else "see the message; write the layer otherwise"
         )
         with quiet():
-            got = say_refusal(error, net, samples)
+            got = (readings and readings.say_gradient()) or say_refusal(error, net, samples)
         raise ExportError(
             explain(f"ONNX export of {artifact.model}", expected="a traceable network", got=got, fix=fix)
         ) from error

@@ -103,6 +103,7 @@ def test_compare_fails_on_a_regression(
         (["run", ".", "-o", str(ROOT / "models")], 1, "models: expected a new folder or a report, got '"),
         (["run", ".", "-o", __file__], 1, "test_cli.py: expected a folder, got a file; fix: choose another --output"),
         (["networks", "--task", "ovrlay"], 2, "unknown task: "),
+        (["networks", "--precisions", "int8,int9"], 2, "unknown precision: "),
         (["compare", ".", ".", "--max-latency-increase", "nan"], 2, "limits: expected 0 or more, got 0.005, nan"),
         (["report", "nowhere"], 1, "got no such file; fix: pass the file or its folder"),
         (["compare", "nowhere"], 2, "Missing argument"),
