@@ -28,6 +28,8 @@ _EPSILON = 0.008856
 _KAPPA = 7.787
 _L_MAX = 100.0
 AB_SCALE = 255.0
+#: White balance of daylight, red and blue over green; a network of raw learns the one of the camera it is made for.
+DAYLIGHT_GAINS = (2.0, 1.0, 1.6)
 
 
 def check_rgb(rgb: Tensor, name: str = "rgb") -> Tensor:

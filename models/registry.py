@@ -171,7 +171,7 @@ _SID = ModelSpec(
     outputs=(_DOUBLE,),
     size=SizeRequirements(minimum=16, multiple_of=16),
     controls=(Control("ratio", "graph_input", 1.0, 300.0, 100.0),),
-    student="sid_unet_8",
+    student="raw_unet",
     feature="bottleneck",
     fit=_MUON,
     source="Chen et al. 2018; lavi135246/pytorch-Learning-to-See-in-the-Dark",
@@ -179,6 +179,15 @@ _SID = ModelSpec(
 _LOW_LIGHT_ROWS = (
     _SID,
     replace(_SID, name="sid_unet_8", defaults={"width": 8, "deepest": 256}, role="student", student=None),
+    replace(
+        _SID,
+        name="raw_unet",
+        factory="models.raw_unet:raw_unet",
+        size=SizeRequirements(minimum=16, multiple_of=8),
+        role="student",
+        student=None,
+        source="Pare",
+    ),
 )
 _OVERLAY_ROWS = (
     _overlay(

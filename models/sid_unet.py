@@ -58,8 +58,7 @@ class SidUNet(nn.Module):
         """
         if ratio is None:
             input, ratio = unpack(input, 1)
-        # A minimum, and not a clamp: a clamp would be quantized, and dark values lost before they are amplified.
-        x = torch.minimum(input * spread(ratio), spread(torch.ones_like(ratio)))
+        x = amplify(input, ratio)
         skips: list[Tensor] = []
         for level in range(1, _LEVELS + 1):
             x = self._pair(x, level)
@@ -76,6 +75,14 @@ class SidUNet(nn.Module):
         for part in (1, 2):
             x = functional.leaky_relu(self.get_submodule(f"conv{stage}_{part}")(x), _SLOPE)
         return x
+
+
+def amplify(raw: Tensor, ratio: Tensor) -> Tensor:
+    """Multiply raw values (N, 4, H, W) by ratios (N,) or (1,), at most 1.
+
+    A minimum, and not a clamp: a clamp would be quantized, and dark values lost before they are amplified.
+    """
+    return torch.minimum(raw * spread(ratio), spread(torch.ones_like(ratio)))
 
 
 def sid_unet(width: int = 32, deepest: int | None = None) -> SidUNet:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from models.photos import PhotoSet
 
-#: White balance of daylight, red and blue over green; the network learns to apply it, as of the camera it is made for.
-GAINS = (2.0, 1.0, 1.6)
 #: Steps of a 14-bit sensor with black level 512, as the Sony of the SID dataset.
 STEPS = 16383 - 512
 RATIO = Control("ratio", "graph_input", 1.0, 300.0, 100.0)
@@ -112,7 +110,7 @@ class LowLight(Task):
 
 
 def _develop(raw: Tensor) -> Tensor:
-    gains = torch.tensor(GAINS, device=raw.device).view(1, 3, 1, 1)
+    gains = torch.tensor(color.DAYLIGHT_GAINS, device=raw.device).view(1, 3, 1, 1)
     return color.linear_to_srgb((color.bayer_to_rgb(raw) * gains).clamp(0, 1))
 
 
@@ -125,7 +123,7 @@ def make_raw(photo: Tensor, *, ratio: float | None = None) -> tuple[Tensor, Tens
     drawn = _log_uniform(sources, *_RATIOS)
     ratios = drawn if ratio is None else torch.full_like(drawn, ratio)
     shot, read = _log_uniform(sources, *_SHOT), _log_uniform(sources, *_READ)
-    gains = torch.tensor(GAINS).view(1, 3, 1, 1)
+    gains = torch.tensor(color.DAYLIGHT_GAINS).view(1, 3, 1, 1)
     clean = color.rgb_to_bayer(color.srgb_to_linear(photo.cpu()) / gains) / spread(ratios)
     deviation = (spread(shot) * clean + spread(read) ** 2).sqrt()
     noisy = clean + deviation * draws.normal(sources, clean.shape[1:])

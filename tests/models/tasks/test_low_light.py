@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.color import linear_to_srgb, srgb_to_linear, unpack_bayer
+from models.color import DAYLIGHT_GAINS, linear_to_srgb, srgb_to_linear, unpack_bayer
 from models.controls import unpack
 from models.errors import UnsupportedError
 from models.paired_photos import open_for
 from models.photos import to_batch
 from models.registry import get_task
-from models.tasks.low_light import GAINS, RATIO, LowLight, make_raw
+from models.tasks.low_light import RATIO, LowLight, make_raw
 
 
 def photo(value: float = 0.5, size: int = 32) -> torch.Tensor:
@@ -35,7 +35,7 @@ def test_raw_is_the_linear_photo_over_the_ratio_and_the_gains() -> None:
     assert 20 <= float(ratio) <= 300
     linear = srgb_to_linear(torch.tensor(0.7))
     means = raw.mean(dim=(0, 2, 3)) * ratio
-    for plane, gain in zip((0, 1, 2, 3), (*GAINS, 1.0), strict=True):
+    for plane, gain in zip((0, 1, 2, 3), (*DAYLIGHT_GAINS, 1.0), strict=True):
         assert float(means[plane]) == pytest.approx(float(linear) / gain, rel=0.08)
     assert torch.allclose((raw * 15871).round(), raw * 15871, atol=1e-2)  # steps of the sensor
 
