@@ -29,7 +29,7 @@ KWARGS: dict[str, dict[str, Any]] = {
 
 
 def cases() -> list[tuple[str, str, Precision]]:
-    """Return all combinations with PARE_EVERY_EXPORT=1, or INT8 everywhere and a float precision in two targets each."""
+    """Return INT8 everywhere and a float precision in two targets each; all with PARE_EVERY_EXPORT=1."""
     every = [
         (name, target, kind) for name in KWARGS for target in list_targets() for kind in TARGETS[target].precisions
     ]
