@@ -128,13 +128,18 @@ def solve_spd(matrix: Tensor, right: Tensor) -> Tensor:
         x, (N, K, M).
     """
     rows, tops = torch.cat([matrix, right], dim=2), []
-    for _ in range(int(matrix.shape[1]) - 1):
-        tops.append(rows[:, :1, 1:] / rows[:, :1, :1])
-        rows = rows[:, 1:, 1:] - rows[:, 1:, :1] * tops[-1]
-    x = rows[:, :, 1:] / rows[:, :, :1]
-    for top in reversed(tops):
-        known = int(x.shape[1])
-        x = torch.cat([top[:, :, known:] - torch.matmul(top[:, :, :known], x), x], dim=1)
+    width = right.shape[2]
+    for left in range(int(matrix.shape[1]) - 1, 0, -1):
+        top, below = rows.split([1, left], dim=1)
+        pivot, top = top.split([1, left + width], dim=2)
+        column, below = below.split([1, left + width], dim=2)
+        tops.append(top / pivot)
+        rows = below - column * tops[-1]
+    pivot, x = rows.split([1, width], dim=2)
+    x = x / pivot
+    for known, top in enumerate(reversed(tops), start=1):
+        factors, value = top.split([known, width], dim=2)
+        x = torch.cat([value - torch.matmul(factors, x), x], dim=1)
     return x
 
 
