@@ -1,13 +1,17 @@
-"""SID U-Net: the published names, the amplification, twice the size."""
+"""SID U-Net: the published names, and (of its student too) the amplification and twice the size."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
+from torch import nn
 
 from models.controls import pack
+from models.raw_unet import raw_unet
 from models.registry import create_model
 from models.sid_unet import sid_unet
 
@@ -21,8 +25,9 @@ def test_names_and_shapes_are_the_published_ones() -> None:
     assert {key: list(value.shape) for key, value in net.state_dict().items()} == content["tensors"]
 
 
-def test_it_sees_amplified_values_of_at_most_one_and_gives_twice_the_size() -> None:
-    net = sid_unet(width=4).eval()
+@pytest.mark.parametrize("make", [lambda: sid_unet(width=4), lambda: raw_unet(1, (8, 16), (0, 1))], ids=["sid", "raw"])
+def test_it_sees_amplified_values_of_at_most_one_and_gives_twice_the_size(make: Callable[[], nn.Module]) -> None:
+    net = make().eval()
     raw = torch.rand(1, 4, 16, 32) * 0.01
     with torch.inference_mode():
         output = net(raw, torch.tensor([50.0]))
