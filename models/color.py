@@ -28,6 +28,8 @@ _EPSILON = 0.008856
 _KAPPA = 7.787
 _L_MAX = 100.0
 AB_SCALE = 255.0
+#: Row and column of packed planes R, G, B, G in a cell of an RGGB sensor.
+BAYER_SITES = ((0, 0), (0, 1), (1, 1), (1, 0))
 #: White balance of daylight, red and blue over green; a network of raw learns the one of the camera it is made for.
 DAYLIGHT_GAINS = (2.0, 1.0, 1.6)
 
@@ -121,7 +123,7 @@ def unpack_bayer(packed: Tensor) -> Tensor:
     """Put planes R, G, B, G (N, 4, H, W) back into an RGGB mosaic (N, 1, 2H, 2W)."""
     count, _, height, width = packed.shape
     mosaic = packed.new_empty(count, 1, 2 * height, 2 * width)
-    for plane, (row, column) in enumerate(((0, 0), (0, 1), (1, 1), (1, 0))):
+    for plane, (row, column) in enumerate(BAYER_SITES):
         mosaic[:, 0, row::2, column::2] = packed[:, plane]
     return mosaic
 

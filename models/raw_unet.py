@@ -23,15 +23,13 @@ from models.sid_unet import amplify
 
 #: Below the square root: its slope at zero would be infinite.
 _DARKEST = 1e-4
-#: Weights of the U-Net's last layer at the start, over those of a usual one.
-_START = 0.1
 #: Of the finished photo in a cell of the sensor: three colours at 2x2 places.
 _OUT = 12
 #: Bilinear demosaicing at distances -1, 0, 1: of green, which every second place has, and of red or blue.
 _GREEN = ((0.0, 0.25, 0.0), (0.25, 1.0, 0.25), (0.0, 0.25, 0.0))
 _OTHER = ((0.25, 0.5, 0.25), (0.5, 1.0, 0.5), (0.25, 0.5, 0.25))
-#: Planes of packed raw: their place in the cell (row, column), and their colour.
-_PLANES = (((0, 0), 0), ((0, 1), 1), ((1, 1), 2), ((1, 0), 1))
+#: Colour of each plane of packed raw.
+_COLOURS = (0, 1, 2, 1)
 
 
 class RawUNet(ChromaUNet):
@@ -49,8 +47,7 @@ class RawUNet(ChromaUNet):
         with torch.no_grad():
             self.demosaic.weight.copy_(bilinear_demosaic([gain**0.5 for gain in color.DAYLIGHT_GAINS]))
             nn.init.zeros_(self.demosaic.bias)  # type: ignore[arg-type]
-            self.head.weight.mul_(_START)
-            nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        self.start_small()
 
     def forward(self, input: Tensor, ratio: Tensor | None = None) -> Tensor:
         """Packed raw (N, 4, H, W) and ratio (N,) or (1,), or both packed (N, 5, H, W) -> sRGB (N, 3, 2H, 2W).
@@ -71,7 +68,7 @@ def bilinear_demosaic(gains: Sequence[float] = (1.0, 1.0, 1.0)) -> Tensor:
         gains: What red, green and blue are multiplied by.
     """
     weight = torch.zeros(3, 2, 2, 4, 3, 3)
-    for plane, ((row, column), colour) in enumerate(_PLANES):
+    for plane, ((row, column), colour) in enumerate(zip(color.BAYER_SITES, _COLOURS, strict=True)):
         kernel = _GREEN if colour == 1 else _OTHER
         for place in range(4):
             y, x = divmod(place, 2)

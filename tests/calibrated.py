@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from export import quantization
 from export.golden import random_photo
-from models.artifact import Artifact
+from models.artifact import Artifact, save_tensors, sha256_of
 from models.controls import pack
 from models.registry import get_task
+
+
+def calibration_record(folder: Path, inputs: Tensor, **items: Any) -> dict[str, Any]:
+    """Save calibration inputs (n, C, H, W) into ``folder``; return the metadata of an artifact beside them.
+
+    Args:
+        folder: An existing folder.
+        inputs: In network units, controls packed behind the channels of the image.
+        **items: Of ``Quantization``.
+    """
+    path = folder / "calibration.safetensors"
+    save_tensors({quantization.TENSOR: inputs}, path)
+    record = quantization.Quantization(calibration=path, samples=len(inputs), sha256=sha256_of(path), **items)
+    return {quantization.METADATA_KEY: record.to_json(folder)}
 
 
 def save_calibrated(

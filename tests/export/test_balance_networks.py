@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
+from calibrated import calibration_record
+from export_cases import Case, export_cases
 
 from export.golden import random_photo
 from export.parity import check_parity
-from export.quantization import Quantization
-from export.registry import TARGETS, get_target, list_targets
-from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from export.registry import get_target
+from models.artifact import Artifact, load_network, save_network
 from models.registry import create_model
 from models.spec import Precision
 
@@ -26,30 +26,17 @@ KWARGS: dict[str, dict[str, Any]] = {
 }
 
 
-def cases() -> list[tuple[str, str, Precision]]:
-    """Return all combinations with PARE_EVERY_EXPORT=1; else of the larger network INT8 everywhere and FP16 in Core ML.
-
-    Its FP32 in ONNX Runtime is the last test's.
-    """
-    every = [
-        (name, target, kind) for name in KWARGS for target in list_targets() for kind in TARGETS[target].precisions
-    ]
-    if os.environ.get("PARE_EVERY_EXPORT"):
-        return every
-    return [
-        (name, target, kind)
-        for name, target, kind in every
-        if name == "balance_lut" or kind is Precision.INT8 or (target, kind) == ("coreml", Precision.FP16)
-    ]
+def usual(case: Case) -> bool:
+    """Of the larger network INT8 everywhere and FP16 in Core ML; its FP32 in ONNX Runtime is the last test's."""
+    name, target, kind = case
+    return name == "balance_lut" or kind is Precision.INT8 or (target, kind) == ("coreml", Precision.FP16)
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Artifact]:
     """Both networks, moved off the identity, in float and quantized (True)."""
     folder = tmp_path_factory.mktemp("balance")
-    path = folder / "calibration.safetensors"
-    save_tensors({"input": torch.cat([random_photo(SIZE, seed=seed) for seed in range(8)])}, path)
-    record = Quantization(calibration=path, samples=8, sha256=sha256_of(path))
+    metadata = calibration_record(folder, torch.cat([random_photo(SIZE, seed=seed) for seed in range(8)]))
     made = {}
     for name, kwargs in KWARGS.items():
         torch.manual_seed(4)
@@ -58,13 +45,13 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], 
         torch.nn.init.normal_(last.weight, std=0.05)
         how: dict[str, Any] = {"model": name, "task": "balance", "model_kwargs": kwargs}
         plain = save_network(net, folder / f"{name}.safetensors", **how)
-        how["metadata"] = {"quantization": record.to_json(folder)}
-        int8 = save_network(net, folder / f"{name}-int8.safetensors", precision=Precision.INT8, parent=plain, **how)
+        how.update(metadata=metadata, precision=Precision.INT8, parent=plain)
+        int8 = save_network(net, folder / f"{name}-int8.safetensors", **how)
         made.update({(name, False): plain, (name, True): int8})
     return made
 
 
-@pytest.mark.parametrize(("name", "target", "precision"), cases(), ids=str)
+@pytest.mark.parametrize(("name", "target", "precision"), export_cases(KWARGS, usual), ids=str)
 def test_they_convert_and_pass_parity(
     name: str, target: str, precision: Precision, sources: dict[tuple[str, bool], Artifact], tmp_path: Path
 ) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from calibrated import save_calibrated
+from export_cases import Case, export_cases
 from tiny_networks import TINY_NETWORKS
 from torch import nn
 
 from export.parity import check_parity
-from export.registry import TARGETS, get_target, list_targets
+from export.registry import get_target, list_targets
 from models.artifact import Artifact
 from models.registry import get_spec
 from models.spec import Precision
@@ -21,19 +21,9 @@ Maker = Callable[[str], tuple[nn.Module, tuple[int, int]]]
 _PRECISIONS = (Precision.FP32, Precision.FP16, Precision.INT8)
 
 
-def cases() -> list[tuple[str, str, Precision]]:
-    """Return all combinations, or Core ML and one other target of each network, the precisions in turn."""
-    targets = list_targets()
-    every = [
-        (name, target, precision)
-        for name in TINY_NETWORKS
-        for target in targets
-        for precision in _PRECISIONS
-        if precision in TARGETS[target].precisions
-    ]
-    if os.environ.get("PARE_EVERY_EXPORT"):
-        return every
-    others = [target for target in targets if target != "coreml"]
+def short_list() -> list[Case]:
+    """Return Core ML and one other target of each network, the precisions in turn."""
+    others = [target for target in list_targets() if target != "coreml"]
     chosen = []
     for place, name in enumerate(TINY_NETWORKS):
         chosen.append((name, "coreml", _PRECISIONS[place % 3]))
@@ -41,7 +31,10 @@ def cases() -> list[tuple[str, str, Precision]]:
     return chosen
 
 
-@pytest.mark.parametrize(("name", "target", "precision"), cases(), ids=lambda value: str(value))
+CASES = export_cases(TINY_NETWORKS, short_list().__contains__)
+
+
+@pytest.mark.parametrize(("name", "target", "precision"), CASES, ids=str)
 def test_a_network_computes_what_pytorch_computes(
     name: str,
     target: str,
@@ -74,9 +67,8 @@ def test_open_sizes_compute_what_pytorch_computes(
 
 
 def test_the_short_list_has_every_target_and_precision() -> None:
-    if os.environ.get("PARE_EVERY_EXPORT"):
-        pytest.skip("PARE_EVERY_EXPORT is set: all combinations run")
-    chosen = cases()
+    chosen = short_list()
+    assert set(chosen) <= set(CASES)
     assert {target for _, target, _ in chosen} == set(list_targets())
     assert {(target, precision) for _, target, precision in chosen if target in ("coreml", "tensorrt")} == {
         (target, precision) for target in ("coreml", "tensorrt") for precision in _PRECISIONS

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrated import calibration_record
 
 from export.golden import random_photo
 from export.parity import check_parity
-from export.quantization import Quantization
 from export.registry import TARGETS, get_target, list_targets
-from models.artifact import Artifact, save_network, save_tensors, sha256_of
+from models.artifact import Artifact, save_network
 from models.controls import pack
 from models.registry import create_model
 from models.spec import Precision
@@ -34,10 +34,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Artifact]:
     how = {"model": "film_unet", "task": "overlay_variants", "model_kwargs": KWARGS}
     plain = save_network(net, folder / "film.safetensors", **how)
     inputs = pack(torch.cat([random_photo(SIZE, seed=seed) for seed in range(8)]), torch.tensor([[0.0], [1.0]] * 4))
-    path = folder / "calibration.safetensors"
-    save_tensors({"input": inputs}, path)
-    record = Quantization(calibration=path, samples=8, sha256=sha256_of(path))
-    metadata = {"quantization": record.to_json(folder)}
+    metadata = calibration_record(folder, inputs)
     int8 = folder / "int8.safetensors"
     return {
         False: plain,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from calibrated import calibration_record
 
 from export.golden import random_photo, sample_photo
 from export.parity import check_parity
-from export.quantization import Quantization
 from export.registry import get_target
 from models.adain import pattern
-from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.artifact import Artifact, load_network, save_network
 from models.registry import create_model, get_spec, get_task
 from models.spec import Precision
 from optimize.prune import PruneConfig
@@ -38,18 +38,16 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     photos = torch.cat([sample_photo(SIZE), *(random_photo(SIZE, seed=seed) for seed in range(7))])
     task = get_task("style")
     inputs = task.prepare(photos)[0]
-    save_tensors({"input": inputs}, folder / "c.safetensors")
     net = create_model("adain", width=4).bake(pattern((64, 64)))
     simulation = SimulatedInt8(net, inputs)
     noise = Scorer(simulation, task, photos).noise(simulation.layers)  # what the engines are held to
-    record = Quantization(folder / "c.safetensors", samples=8, sha256=sha256_of(folder / "c.safetensors"), noise=noise)
     return save_network(
         net,
         folder / "adain.safetensors",
         model="adain",
         task="style",
         model_kwargs={"width": 4},
-        metadata={"quantization": record.to_json(folder)},
+        metadata=calibration_record(folder, inputs, noise=noise),
     )
 
 

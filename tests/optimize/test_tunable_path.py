@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from calibrated import calibration_record
 
 from benchmarks.levels import fixed_level
 from export import open_runner
 from export.blending import blended
 from export.golden import random_photo
 from export.parity import check_parity
-from export.quantization import Quantization
 from export.registry import TARGETS, get_target, list_targets
-from models.artifact import Artifact, load_network, save_network, save_tensors, sha256_of
+from models.artifact import Artifact, load_network, save_network
 from models.photos import embedded_photos
 from models.registry import create_model, get_spec, get_task
 from models.spec import Precision
@@ -45,8 +45,7 @@ def tunable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     """Each network with a modification that does something, and a calibration record across the levels."""
     made, folder = {}, tmp_path_factory.mktemp("tunable")
     photos = torch.cat([random_photo(SIZE, seed=seed) for seed in range(8)])
-    save_tensors({"input": get_task("denoise").prepare(photos)[0]}, folder / "c.safetensors")
-    record = Quantization(calibration=folder / "c.safetensors", samples=8, sha256=sha256_of(folder / "c.safetensors"))
+    metadata = calibration_record(folder, get_task("denoise").prepare(photos)[0])
     for index, (name, kwargs) in enumerate(KWARGS.items()):
         torch.manual_seed(index)
         net = create_model(name, **kwargs)
@@ -59,7 +58,7 @@ def tunable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
             model=name,
             task="denoise",
             model_kwargs=kwargs,
-            metadata={"quantization": record.to_json(folder)},
+            metadata=metadata,
         )
     return made
 
